@@ -1,0 +1,54 @@
+"""Errors a user can act on, and the one place where they become exit codes.
+
+    TagprError            base; never raised itself
+    ├── InputError        used wrongly, or a file, row or server answer is not what it should be → exit 2
+    └── CheckFailed       the input was readable, was checked, and is bad → exit 1
+
+Everything else is a fault of ours and keeps its traceback.
+"""
+
+import errno
+import sys
+from collections.abc import Callable
+
+
+class TagprError(Exception):
+    """A problem described so that the user can mend it: what is wrong, where, the value, what would be right."""
+
+    exit_code = 2
+
+
+class InputError(TagprError):
+    """Wrong use or unreadable input."""
+
+    exit_code = 2
+
+
+class CheckFailed(TagprError):
+    """Readable input that was checked and found bad."""
+
+    exit_code = 1
+
+
+def shorten(value: object, limit: int = 80) -> str:
+    """Give `repr(value)` cut to `limit` characters, for error messages."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def run_cli(app: Callable[[], object]) -> None:
+    """Run a typer app; print a `TagprError`, a full disk or an interrupt as one message instead of a traceback."""
+    try:
+        app()
+    except TagprError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the shell of every command
+        raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror}{where}; nothing was left under a final name", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)  # noqa: T201
+        raise SystemExit(130) from None

@@ -1,0 +1,92 @@
+"""Chat prompts with numbered profile items: the only prompt code besides `lamp/prompts.py`.
+
+Training and evaluation call the same function, so the training prompt is the evaluation prompt. The paper's
+prompts are not public; this wording is ours.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from tagpr_data.config import Config
+from tagpr_data.records import Message, ProfileItem, Task
+from tagpr_data.tables import canonical_json, sha256_text
+from tagpr_data.tags import TagSet
+
+Style = Literal["direct", "trace", "trace-explained"]
+STYLES: tuple[Style, ...] = ("direct", "trace", "trace-explained")
+"""direct: answer only. trace: tagged reasoning, for models trained on it. trace-explained: the same with the
+grammar spelled out, for teachers and models that never saw it."""
+
+_WORD_CHARACTERS = 24
+
+
+class PromptOptions(Config):
+    """How a chat prompt is built; part of the identity of everything made with it."""
+
+    style: Style = "trace"
+    """What the model is asked to write."""
+    item_words: int | None = None
+    """Cut each field of an item after so many words; None keeps all."""
+    input_words: int | None = None
+    """Cut the input after so many words; None keeps all."""
+
+
+def chat_prompt(
+    task: Task, input_text: str, items: Sequence[ProfileItem], options: PromptOptions, tagset: TagSet
+) -> tuple[Message, ...]:
+    """Give the system and the user turn for one example; `items` become `[P1]` … `[Pk]` in the given order."""
+    question = " ".join(part for part in (task.question, _cut(input_text, options.input_words)) if part)
+    user = f"{_profile(task, items, options.item_words)}\n\n{question}\nAnswer with {task.answer_form}."
+    return (
+        Message(role="system", content=_system(options.style, tagset)),
+        Message(role="user", content=user),
+    )
+
+
+def prompt_hash(messages: Sequence[Message]) -> str:
+    """Give the identity of a prompt: equal prompts are generated once, everywhere."""
+    return sha256_text(canonical_json([message.model_dump(mode="json") for message in messages]))
+
+
+def _profile(task: Task, items: Sequence[ProfileItem], words: int | None) -> str:
+    if not items:
+        return "Nothing is known about this user."
+    lines = [
+        f"[P{number}] "
+        + task.item_template.format(
+            title=_cut(item.title or "", words),
+            text=_cut(item.text, words),
+            label=_cut(item.label or "", words),
+        )
+        for number, item in enumerate(items, start=1)
+    ]
+    return "Past items of this user:\n" + "\n".join(lines)
+
+
+def _system(style: Style, tagset: TagSet) -> str:
+    if style == "direct":
+        return "Answer as this user would. Write only the answer."
+    short = (
+        "Answer as this user would. First reason about the user in tagged steps inside <think> and </think>, "
+        "naming past items as [P1], then write only the answer."
+    )
+    if style == "trace":
+        return short
+    steps = "\n".join(f"<{tag.name}>…</{tag.name}>: {tag.meaning}" for tag in tagset.tags)
+    return (
+        f"{short}\nWrite exactly one think block and nothing before it. Inside it write 2 to 12 steps, each of the "
+        f"form <tag>text</tag>, no text between steps, no tag inside a step. The tags:\n{steps}\n"
+        "Quote only words that occur in the item you name. After </think> write the answer without any tag."
+    )
+
+
+def _cut(text: str, words: int | None) -> str:
+    """Cut to `words` words of at most 24 characters (addresses and hashes cost more tokens than they tell) on one
+    line; without a limit keep the text. Control tokens of chat templates (`<|…|>`) are broken up in both cases,
+    so that data cannot end a turn."""
+    text = text.replace("<|", "< |")
+    if words is None:
+        return text
+    parts = text.split()
+    cut = " ".join(part[:_WORD_CHARACTERS] for part in parts[:words])
+    return f"{cut} …" if len(parts) > words else cut

@@ -1,0 +1,339 @@
+"""The records all files are made of. START HERE.
+
+Every file this project writes holds one of these records per row (Parquet, JSON lines) or as a whole (JSON).
+Records are frozen, refuse unknown keys, and document each field in place; `schemas/` is generated from them
+(`tagpr-data schemas`). How they become bytes: `tables.py`. Which text a step may hold: `tags.py`.
+
+    data set folder   examples/SPLIT.parquet  Example
+                      profiles.parquet        ProfileItem
+                      manifest.json           DatasetManifest   (written last)
+    corpus folder     traces/SPLIT.parquet    Trace
+                      rejected/SPLIT.parquet  Rejected
+                      manifest.json           CorpusManifest    (written last)
+    run folder        predictions/*.parquet   Prediction
+                      run.json                RunManifest
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+"""Version of the folder layouts and of every record below; a breaking change raises it."""
+
+Split = Literal["train", "validation", "test"]
+TaskKind = Literal["classification", "rating", "generation"]
+FinishReason = Literal["stop", "length", "error"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown keys, field docstrings become schema descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Message(Record):
+    """One turn of a chat prompt."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said, before any chat template is applied."""
+
+
+class Task(Record):
+    """What is asked of the model, in one form for LaMP-1…7 and self-constructed tasks. Table: `tasks.py`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name as printed everywhere, for example `LaMP-3` or `xorg-component`."""
+    kind: TaskKind
+    """`classification` (accuracy, macro-F1 over `labels`), `rating` (MAE, RMSE) or `generation` (ROUGE-1, ROUGE-L)."""
+    labels: tuple[str, ...] | None = None
+    """All allowed answers in official order; None for generation. Ratings list theirs, lowest first."""
+    question: str = ""
+    """Instruction put before the input in chat prompts; empty where the input already carries it (LaMP)."""
+    answer_form: str
+    """What the answer must look like, as a noun phrase for the chat prompt: `one of the labels`, `a subject line`."""
+    item_template: str
+    """How one profile item reads in chat prompts; the fields {title}, {text} and {label} are filled in."""
+
+
+class ProfileItem(Record):
+    """One past item of a user. Items of a profile are ordered by `position`, oldest first where dates are known."""
+
+    profile_id: str
+    """Which profile it belongs to; several examples may share one."""
+    position: int = Field(ge=0)
+    """Place in the profile, from 0, without gaps."""
+    item_id: str
+    """Id of the item as the source gives it, unique in its profile."""
+    date: str | None = None
+    """ISO date (`2015`, `2015-03`, `2015-03-07`) or date-time with zone; None where the source has none."""
+    title: str | None = None
+    """Title, headline or subject; None where the task's items have none."""
+    text: str
+    """The item's body: abstract, article, description, review, mail, tweet or commit message."""
+    label: str | None = None
+    """Tag, category, score or component; None where the task's items have none."""
+
+
+class Example(Record):
+    """One benchmark row: an input of one user, to be answered from the user's profile."""
+
+    id: str
+    """Unique within the data set."""
+    task: str
+    """Name of the task; defined in the manifest of the data set."""
+    user_id: str
+    """Pseudonymous user. LaMP's user-based split names no users; there it equals `profile_id`."""
+    profile_id: str
+    """The profile in `profiles.parquet`."""
+    profile_size: int = Field(ge=0)
+    """The first `profile_size` items of that profile are this example's profile: a time split of one history
+    is stored once, however many examples look back into it."""
+    input: str
+    """The question as the model reads it."""
+    output: str | None = None
+    """The gold answer; None where it is withheld (LaMP test)."""
+    date: str | None = None
+    """When the input was written; later than every item of the profile in a time split."""
+
+
+class FileEntry(Record):
+    """One file of a folder, so that a reader can prove it complete and unchanged."""
+
+    rows: int = Field(ge=0)
+    """Number of rows."""
+    sha256: Sha256
+    """Hash of the file's bytes."""
+
+
+class DatasetManifest(Record):
+    """Describes a data set folder; written last, so its presence means the folder is complete. Holds no time of
+    day and no machine name: the same input gives the same bytes."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["dataset"] = "dataset"
+    """Tells a data set from a corpus."""
+    name: str
+    """Short name, for example `xorg`."""
+    source: str
+    """Where the records come from, for people."""
+    licence: str
+    """Terms of the texts."""
+    tasks: tuple[Task, ...]
+    """Definition of each task that an example names."""
+    files: dict[str, FileEntry]
+    """Every Parquet file by its path in the folder."""
+    content_hash: Sha256
+    """Hash over tasks and files: identifies the content, whatever the folder is called."""
+    users: int = Field(ge=0)
+    """Distinct users over all splits."""
+    parameters: dict[str, Any]
+    """Settings it was constructed with."""
+    skipped: dict[str, int]
+    """Source rows left out, by reason."""
+
+
+class Sampling(Record):
+    """How text was sampled from a model; part of every row's lineage."""
+
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus."""
+    max_new_tokens: int = Field(default=512, ge=1)
+    """Longest completion in tokens."""
+    stop: tuple[str, ...] = ()
+    """Extra stop strings."""
+
+
+class Step(Record):
+    """One step of a trace."""
+
+    tag: str
+    """Tag name, from the tag set named in the manifest."""
+    text: str
+    """The step's words, exactly as written."""
+    cites: tuple[int, ...] = ()
+    """Numbers n of the items `[Pn]` the text names, in order of first mention."""
+
+
+class Attempt(Record):
+    """What one teacher made of one example, with all that is needed to make it again. Base of the rows below."""
+
+    id: Sha256
+    """Hash of prompt, teacher, revision, sampling, seed and attempt: the row's identity."""
+    example_id: str
+    """The example answered."""
+    task: str
+    """Its task."""
+    user_id: str
+    """Its user."""
+    retriever: str
+    """Which retriever chose the items."""
+    k: int = Field(ge=0)
+    """Items asked for; `item_ids` may be fewer when the profile is shorter."""
+    item_ids: tuple[str, ...]
+    """Items in the prompt, `[P1]` first."""
+    messages: tuple[Message, ...]
+    """The prompt."""
+    prompt_hash: Sha256
+    """`prompts.prompt_hash(messages)`."""
+    teacher: str
+    """Name of the teacher."""
+    teacher_revision: str
+    """Version, commit or file hash of the teacher."""
+    sampling: Sampling
+    """How it was sampled."""
+    seed: int
+    """Seed of this attempt."""
+    attempt: int = Field(ge=0)
+    """0 for the first attempt on this prompt."""
+    parents: tuple[str, ...] = ()
+    """Ids of rows this one was made from (annotation, repair)."""
+    text: str
+    """The raw completion, never changed."""
+    finish_reason: FinishReason
+    """Why the teacher stopped."""
+    input_tokens: int | None = None
+    """Prompt tokens the teacher counted; None where it counts none."""
+    output_tokens: int | None = None
+    """Completion tokens the teacher counted; None where it counts none."""
+    gold: str | None = None
+    """The example's gold answer."""
+
+
+class Candidate(Attempt):
+    """A teacher's attempt before selection."""
+
+
+class Trace(Attempt):
+    """An attempt that was kept: valid in the grammar, good enough by the task metric."""
+
+    steps: tuple[Step, ...]
+    """Tagged steps in order."""
+    answer: str
+    """Text after the think block, stripped."""
+    score: float = Field(ge=0, le=1)
+    """The task metric for this one answer, as a reward in [0, 1] (`lamp.metrics.reward`)."""
+    claims: int = Field(ge=0)
+    """Checkable claims about cited items (`tags.ground`)."""
+    grounded_claims: int = Field(ge=0)
+    """How many of them hold."""
+
+
+class Rejected(Attempt):
+    """An attempt that was not kept, and the one reason why."""
+
+    reason: str
+    """Code of the first rule it broke; all codes: `select.REASONS`."""
+    detail: str
+    """What was found, for people."""
+
+
+class CorpusManifest(Record):
+    """Describes a corpus folder; written last. Holds no time of day and no machine name."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["corpus"] = "corpus"
+    """Tells a corpus from a data set."""
+    name: str
+    """Short name."""
+    grammar_version: Literal[1] = 1
+    """Version of the tag grammar (`tags.py`)."""
+    tagset: str
+    """Name of the tag set."""
+    tagset_hash: Sha256
+    """Hash of the tag-set file's content."""
+    dataset: str
+    """Name of the data set the examples come from."""
+    dataset_hash: Sha256
+    """Its `content_hash`."""
+    licence: str
+    """Terms of the texts."""
+    tasks: tuple[Task, ...]
+    """Tasks the traces answer."""
+    teachers: dict[str, str]
+    """Teacher name → revision."""
+    files: dict[str, FileEntry]
+    """Every Parquet file by its path in the folder."""
+    content_hash: Sha256
+    """Hash over tasks, tag set and files."""
+    candidates: int = Field(ge=0)
+    """Attempts made; equals kept + rejected, which `validate` checks."""
+    kept: int = Field(ge=0)
+    """Rows in traces/."""
+    rejected: dict[str, int]
+    """Rows in rejected/, by reason."""
+    acceptance: dict[str, float]
+    """Share of attempts kept, by task."""
+    claims: int = Field(ge=0)
+    """Checkable claims in all traces."""
+    grounded_claims: int = Field(ge=0)
+    """How many hold; the quotient is the groundedness rate."""
+    parameters: dict[str, Any]
+    """Settings it was built with."""
+
+
+class Prediction(Record):
+    """One answer of one model in one cell of an evaluation."""
+
+    model: str
+    """Model as named on the command line."""
+    task: str
+    """Task name."""
+    retriever: str
+    """Retriever, or the control `none` or `wrong-user`."""
+    k: int = Field(ge=0)
+    """Items asked for."""
+    style: str
+    """Prompt style (`prompts.STYLES`)."""
+    seed: int
+    """Seed of retrieval and sampling."""
+    example_id: str
+    """The example answered."""
+    user_id: str
+    """Its user: the cluster of the statistics."""
+    profile_size: int = Field(ge=0)
+    """Length of the user's whole profile, for slices."""
+    item_ids: tuple[str, ...]
+    """Items in the prompt, `[P1]` first."""
+    prompt_hash: Sha256
+    """Which prompt; equal prompts are answered once."""
+    text: str
+    """Raw completion."""
+    finish_reason: FinishReason
+    """`length` means it was cut."""
+    input_tokens: int | None = None
+    """Prompt tokens."""
+    output_tokens: int | None = None
+    """Completion tokens."""
+    gold: str | None = None
+    """Gold answer."""
+
+
+class RunManifest(Record):
+    """What a run was and how to repeat it; rewritten with status `complete` at its end."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["sft", "prmu", "rl", "evaluation"]
+    """Which command made it."""
+    status: Literal["running", "complete", "partial"]
+    """`partial`: stopped on purpose before the end, by a budget."""
+    config: dict[str, Any]
+    """The resolved configuration."""
+    data: dict[str, str]
+    """Content hash of each data set or corpus read, by name."""
+    seed: int
+    """Seed everything was derived from."""
+    versions: dict[str, str]
+    """Package versions, Python, platform."""
+    git_revision: str | None = None
+    """Commit of the checkout, `+dirty` when it had changes; None outside a checkout."""
+    results: dict[str, Any] = {}
+    """Headline numbers, filled at the end."""

@@ -1,0 +1,1 @@
+"""Raw per-user records that data sets are constructed from."""

@@ -1,0 +1,1 @@
+"""The LaMP harness: lighteval tasks and models, ablation grids, statistics, reports."""

@@ -1,0 +1,1 @@
+"""SFT, the personalization reward model with user embeddings (PRMU), and two-stage RL."""
