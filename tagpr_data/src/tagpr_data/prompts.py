@@ -43,6 +43,23 @@ def chat_prompt(
     )
 
 
+def visible_item(task: Task, item: ProfileItem, options: PromptOptions) -> ProfileItem:
+    """Give an item as the prompt shows it: fields cut, and empty where the task's template leaves them out."""
+    shown = {field: f"{{{field}}}" in task.item_template for field in ("title", "text", "label")}
+    return item.model_copy(
+        update={
+            "title": _cut(item.title, options.item_words) if shown["title"] and item.title is not None else None,
+            "text": _cut(item.text, options.item_words) if shown["text"] else "",
+            "label": _cut(item.label, options.item_words) if shown["label"] and item.label is not None else None,
+        }
+    )
+
+
+def visible_input(input_text: str, options: PromptOptions) -> str:
+    """Give the input as the prompt shows it."""
+    return _cut(input_text, options.input_words)
+
+
 def prompt_hash(messages: Sequence[Message]) -> str:
     """Give the identity of a prompt: equal prompts are generated once, everywhere."""
     return sha256_text(canonical_json([message.model_dump(mode="json") for message in messages]))
