@@ -1,0 +1,143 @@
+"""The composite reward by hand, and the adversarial suite: every known way to cheat scores below an honest trace."""
+
+import math
+
+import pytest
+
+from tagpr_data.lamp import metrics
+from tagpr_data.records import ProfileItem, Task
+from tagpr_data.tags import load_tagset
+from tagpr_train.rewards import (
+    Reward,
+    RewardWeights,
+    composite,
+    personal_component,
+    standardise,
+    zero_variance_share,
+)
+
+TAGSET = load_tagset()
+TASK = Task(
+    name="shade", kind="classification", labels=("warm", "cold"), answer_form="warm or cold", item_template="{text}"
+)
+TITLES = Task(name="titles", kind="generation", answer_form="a title", item_template="{text}")
+ITEMS = [
+    ProfileItem(profile_id="p", position=0, item_id="a", text="red lamp in the hall by the old oak door", label="warm"),
+    ProfileItem(
+        profile_id="p", position=1, item_id="b", text="blue lamp in the attic near the north wall", label="cold"
+    ),
+]
+PROMPT = "\n".join(f"[P{n}] {item.text} {item.label}" for n, item in enumerate(ITEMS, 1)) + "\nred carpet on the stairs"
+STEPS = (
+    '<examine_examples>[P1] is "warm" while [P2] is "cold".</examine_examples>\n'
+    '<infer_preference>This user files red things under "warm".</infer_preference>\n'
+    "<apply_preference>The new input names a red carpet, as [P1] a red lamp.</apply_preference>\n"
+)
+HONEST = f"<think>\n{STEPS}</think>\nwarm"
+WEIGHTS = RewardWeights(answer=1.0, tags=0.3, personal=0.3)
+
+
+def score(completion: str, task: Task = TASK, gold: str = "warm", personal: float | None = None) -> Reward:
+    return composite(task, completion, gold, ITEMS, PROMPT, TAGSET, WEIGHTS, personal)
+
+
+def test_an_honest_right_trace_earns_every_component() -> None:
+    reward = score(HONEST, personal=0.0)
+    assert reward.answer == 1.0
+    assert reward.tags == 1.0
+    assert reward.personal == 0.5
+    assert reward.total == pytest.approx(1.0 + 0.3 * 1.0 + 0.3 * 0.5)
+
+
+def test_a_wrong_answer_loses_only_the_answer() -> None:
+    assert score(HONEST[:-4] + "cold").total == pytest.approx(0.3)
+
+
+def test_personal_is_the_logistic_function_and_never_overflows() -> None:
+    assert personal_component(0.0) == 0.5
+    assert personal_component(1.0) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert personal_component(-1e9) == pytest.approx(0.0)
+    assert personal_component(1e9) == pytest.approx(1.0)
+    assert personal_component(math.nan) == 0.0
+
+
+def test_penalties_by_hand() -> None:
+    """Three steps of one tag: one beyond two, a third of the steps. No citation: 0.5. Both subtract."""
+    step = "<infer_preference>{}</infer_preference>\n"
+    steps = "".join(step.format(text) for text in ("likes red", "prefers lamps", "wants light"))
+    reward = score(f"<think>\n{steps}</think>\nwarm")
+    assert reward.penalties["repetition"] == pytest.approx(1 / 3)
+    assert reward.penalties["uncited"] == 1.0
+    assert reward.tags == pytest.approx(1 - 1 / 3 - 0.5)
+
+
+def test_a_false_claim_costs_its_share() -> None:
+    truth, lie = 'while [P2] is "cold".', 'while [P2] is "warm".'
+    honest, liar = score(HONEST), score(HONEST.replace(truth, lie))
+    assert honest.penalties["ungrounded"] == 0.0
+    assert liar.penalties["ungrounded"] > 0.0
+    assert liar.tags == pytest.approx(1 - 0.5 * liar.penalties["ungrounded"])
+
+
+def test_the_answer_component_is_the_metric_of_the_benchmark() -> None:
+    reward = score(f"<think>\n{STEPS}</think>\nred carpet", TITLES, "red carpet here")
+    rouge1, rouge_l = metrics.rouge("red carpet", "red carpet here")
+    assert reward.answer == pytest.approx((rouge1 + rouge_l) / 2)
+
+
+def test_group_statistics_by_hand() -> None:
+    assert standardise([1.0, 3.0, 2.0, 2.0], 2) == [-1.0, 1.0, 0.0, 0.0]
+    assert zero_variance_share([1.0, 3.0, 2.0, 2.0], 2) == 0.5
+    with pytest.raises(ValueError, match="groups of 2"):
+        standardise([1.0], 2)
+
+
+_SPAM = "".join(f"<{name}>ok</{name}>\n" for name in TAGSET.names)
+_LONG = " ".join(f"word{n}" for n in range(10_000))
+CHEATS = {
+    "tag spam": f"<think>\n{_SPAM}</think>\nwarm",
+    "empty tags": "<think>\n<infer_preference></infer_preference>\n<draft_answer> </draft_answer>\n</think>\nwarm",
+    "one tag repeated": "<think>\n" + "<infer_preference>warm [P1]</infer_preference>\n" * 12 + "</think>\nwarm",
+    "the profile copied": "<think>\n"
+    f"<examine_examples>[P1] {ITEMS[0].text} [P2] {ITEMS[1].text}</examine_examples>\n"
+    f"<infer_preference>{ITEMS[0].text} warm</infer_preference>\n</think>\nwarm",
+    "the prompt copied": f"<think>\n<examine_examples>{PROMPT}</examine_examples>\n"
+    f"<infer_preference>{PROMPT}</infer_preference>\n</think>\nwarm",
+    "the answer only inside the think block": f"<think>\n{STEPS}<draft_answer>warm</draft_answer>\n</think>\n",
+    "the answer before the think block": f"warm\n<think>\n{STEPS}</think>\nwarm",
+    "no think block": "warm",
+    "an unclosed think block": f"<think>\n{STEPS}warm",
+    "two think blocks": f"<think>\n{STEPS}</think>\n<think>\n{STEPS}</think>\nwarm",
+    "two answers": f"<think>\n{STEPS}</think>\nwarm\ncold",
+    "all labels as the answer": f"<think>\n{STEPS}</think>\nwarm cold",
+    "look-alike letters in tags": HONEST.replace("infer_preference", "infer_prеference"),
+    "look-alike brackets": HONEST.replace("<infer_preference>", "＜infer_preference＞"),
+    "look-alike letters in the answer": HONEST[:-4] + "wаrm",
+    "zero-width padding in the answer": HONEST[:-4] + "wa\u200brm",
+    "ten thousand words": f"<think>\n<examine_examples>[P1] [P2] {_LONG}</examine_examples>\n"
+    "<infer_preference>warm</infer_preference>\n</think>\nwarm",
+    "ten thousand words of answer": f"<think>\n{STEPS}</think>\nwarm {_LONG}",
+    "citations that do not exist": HONEST.replace("[P1]", "[P9]"),
+    "a think block of another user's labels": HONEST.replace('[P1] is "warm" while [P2] is "cold"', '[P2] is "warm"'),
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_a_cheat_scores_below_the_honest_reference(name: str) -> None:
+    """The PRMU is fooled in every case: it gives the cheat as much as the honest trace."""
+    assert score(CHEATS[name], personal=1.0).total < score(HONEST, personal=1.0).total - 0.01
+
+
+@pytest.mark.parametrize(
+    "padding", [" ".join(["red carpet"] * 5), "red carpet " + _LONG, "red carpet. Or: a stair rug."]
+)
+def test_a_padded_title_scores_below_the_plain_one(padding: str) -> None:
+    plain = score(f"<think>\n{STEPS}</think>\nred carpet", TITLES, "red carpet")
+    assert score(f"<think>\n{STEPS}</think>\n{padding}", TITLES, "red carpet").total < plain.total - 0.1
+
+
+@pytest.mark.parametrize("name", ["no think block", "an unclosed think block", "two think blocks"])
+def test_a_shut_gate_gives_nothing_at_all(name: str) -> None:
+    reward = score(CHEATS[name], personal=5.0)
+    assert not reward.gate_open
+    assert reward.total == 0.0
