@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tagpr_data import construct_cli
 from tagpr_data.errors import run_cli
 
 app = typer.Typer(
@@ -14,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Build, validate and publish tagged reasoning corpora; rank and prompt LaMP exactly.",
 )
+app.add_typer(construct_cli.app, name="construct")
 
 
 @app.callback()

@@ -1,0 +1,157 @@
+"""Per-user events → examples and profiles, split so that an answer never looks into the future.
+
+An example's profile is all of its user's events with an earlier date; events of the same second are left out of it.
+Each history is stored once, as long as the longest look-back needs. Pure: no file, no clock, seeds are arguments.
+"""
+
+import random
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field
+
+from tagpr_data.config import Config
+from tagpr_data.records import Example, ProfileItem, Split, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing a user did: as an example it is asked for `output`, as a past item it shows title, text, label."""
+
+    user_id: str
+    event_id: str
+    """Unique in the history of its user."""
+    moment: float
+    """When, in seconds since 1970 UTC."""
+    date: str
+    """The same for people, as records hold it."""
+    input: str
+    output: str
+    text: str
+    title: str | None = None
+    label: str | None = None
+
+
+class SplitOptions(Config):
+    """Who and what becomes an example."""
+
+    split: Literal["time", "user"] = "time"
+    """time: each user's last events are test, those before validation, the rest train. user: every user is in one
+    split only."""
+    min_history: int = Field(default=10, ge=1)
+    """Users with fewer events are left out."""
+    min_earlier: int = Field(default=5, ge=0)
+    """An event becomes an example only with so many earlier events to look at."""
+    held_out: int = Field(default=2, ge=1)
+    """Test examples a user, and as many for validation."""
+    train_cap: int | None = Field(default=40, ge=1)
+    """At most so many training examples a user, drawn by seed; None takes all."""
+    validation_users: float = Field(default=0.1, ge=0, lt=1)
+    """Share of users in validation; `split = "user"` only."""
+    test_users: float = Field(default=0.0, ge=0, lt=1)
+    """Share of users in test and in nothing else: the test users of `split = "user"`, the cold-start users of
+    `split = "time"`."""
+    seed: int = 0
+    """Decides which users are held out and which training examples are drawn."""
+
+
+@dataclass
+class Histories:
+    """Examples and items, ready for `write_dataset`; several tasks add up."""
+
+    examples: dict[Split, list[Example]] = field(default_factory=lambda: {"train": [], "validation": [], "test": []})
+    items: list[ProfileItem] = field(default_factory=list[ProfileItem])
+    skipped: Counter[str] = field(default_factory=Counter[str])
+
+    def add(self, other: "Histories") -> None:
+        """Take over everything of another."""
+        for split, examples in other.examples.items():
+            self.examples[split].extend(examples)
+        self.items.extend(other.items)
+        self.skipped.update(other.skipped)
+
+
+def histories(task: Task, events: Iterable[Event], options: SplitOptions) -> Histories:
+    """Give examples of `task` and the profiles they look at.
+
+    Profiles are named `TASK/USER`, examples `TASK/USER/EVENT`. Events of users with too short a history are counted
+    as `TASK: user with fewer than N`. Depends on the events, not on their order.
+    """
+    by_user: dict[str, list[Event]] = {}
+    for event in events:
+        by_user.setdefault(event.user_id, []).append(event)
+    kept = sorted(user for user, own in by_user.items() if len(own) >= options.min_history)
+    result = Histories()
+    left_out = sum(len(own) for own in by_user.values()) - sum(len(by_user[user]) for user in kept)
+    if left_out:
+        result.skipped[f"{task.name}: user with fewer than {options.min_history}"] = left_out
+    roles = _roles(kept, options)
+    for user in kept:
+        own = sorted(by_user[user], key=lambda event: (event.moment, event.event_id))
+        result.add(_history(task, own, roles[user], options))
+    return result
+
+
+def _roles(users: Sequence[str], options: SplitOptions) -> dict[str, Split | None]:
+    """Give the one split of each user, or None where its own events are split by time."""
+    shuffled = list(users)
+    random.Random(options.seed).shuffle(shuffled)
+    test = round(len(users) * options.test_users)
+    validation = round(len(users) * options.validation_users) if options.split == "user" else 0
+    rest: Split | None = "train" if options.split == "user" else None
+    return {
+        user: "test" if rank < test else "validation" if rank < test + validation else rest
+        for rank, user in enumerate(shuffled)
+    }
+
+
+def _history(task: Task, own: Sequence[Event], role: Split | None, options: SplitOptions) -> Histories:
+    moments = [event.moment for event in own]
+    sizes = [bisect_left(moments, moment) for moment in moments]
+    askable = [place for place, size in enumerate(sizes) if size >= options.min_earlier]
+    last = options.held_out
+    places: dict[Split, list[int]]
+    if role is None:
+        places = {"test": askable[-last:], "validation": askable[-2 * last : -last], "train": askable[: -2 * last]}
+    elif role == "train":
+        places = {"train": askable}
+    else:
+        places = {role: askable[-last:]}
+    if options.train_cap is not None and len(places.get("train", [])) > options.train_cap:
+        draw = random.Random(f"{options.seed}/{task.name}/{own[0].user_id}")
+        places["train"] = sorted(draw.sample(places["train"], options.train_cap))
+    profile_id = f"{task.name}/{own[0].user_id}"
+    result = Histories()
+    longest = 0
+    for split, chosen in places.items():
+        for place in chosen:
+            event = own[place]
+            longest = max(longest, sizes[place])
+            result.examples[split].append(
+                Example(
+                    id=f"{profile_id}/{event.event_id}",
+                    task=task.name,
+                    user_id=event.user_id,
+                    profile_id=profile_id,
+                    profile_size=sizes[place],
+                    input=event.input,
+                    output=event.output,
+                    date=event.date,
+                )
+            )
+    result.items = [
+        ProfileItem(
+            profile_id=profile_id,
+            position=position,
+            item_id=event.event_id,
+            date=event.date,
+            title=event.title,
+            text=event.text,
+            label=event.label,
+        )
+        for position, event in enumerate(own[:longest])
+    ]
+    return result

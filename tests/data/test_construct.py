@@ -1,0 +1,122 @@
+"""construct.py: the time split never looks ahead, users keep their split, the seed decides every draw."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagpr_data.construct import Event, SplitOptions, histories
+from tagpr_data.dataset import write_dataset
+from tagpr_data.dates import interval
+from tagpr_data.records import Task
+
+TASK = Task(name="toy", kind="generation", answer_form="a word", item_template="{text}")
+
+
+def event(user, second, number=None):
+    number = second if number is None else number
+    return Event(
+        user_id=user, event_id=f"{number:03}", moment=float(second), date=f"1970-01-01T00:00:{second:02}+00:00",
+        input=f"in {number}", output=f"out {number}", text=f"text {number}",
+    )  # fmt: skip
+
+
+def history(user="u1", length=12):
+    return [event(user, second) for second in range(length)]
+
+
+def places(result, split):
+    return [(example.id.rsplit("/")[-1], example.profile_size) for example in result.examples[split]]
+
+
+def test_last_events_are_test_those_before_validation_the_rest_train():
+    result = histories(TASK, history(), SplitOptions(min_history=10, min_earlier=5))
+    assert places(result, "train") == [("005", 5), ("006", 6), ("007", 7)]
+    assert places(result, "validation") == [("008", 8), ("009", 9)]
+    assert places(result, "test") == [("010", 10), ("011", 11)]
+    assert [item.item_id for item in result.items] == [f"{n:03}" for n in range(11)]  # the last one is never seen
+
+
+def test_events_of_the_same_second_do_not_see_each_other():
+    events = [event("u1", 0), event("u1", 1, 1), event("u1", 1, 2), event("u1", 1, 3), event("u1", 2, 4)]
+    result = histories(TASK, events, SplitOptions(min_history=1, min_earlier=1, held_out=1))
+    sizes = dict(places(result, "train") + places(result, "validation") + places(result, "test"))
+    assert sizes == {"001": 1, "002": 1, "003": 1, "004": 4}
+
+
+def test_short_histories_are_left_out_and_counted():
+    result = histories(TASK, history("u1", 12) + history("u2", 9) + history("u3", 4), SplitOptions(min_history=10))
+    assert {example.user_id for example in result.examples["train"]} == {"u1"}
+    assert result.skipped == {"toy: user with fewer than 10": 13}
+
+
+def test_the_cap_draws_training_examples_by_seed_and_leaves_the_profile_whole():
+    options = SplitOptions(train_cap=4)
+    drawn = histories(TASK, history(length=30), options)
+    assert len(drawn.examples["train"]) == 4
+    assert len(drawn.items) == 29
+    assert drawn == histories(TASK, history(length=30), options)
+    other = histories(TASK, history(length=30), SplitOptions(train_cap=4, seed=1))
+    assert places(other, "train") != places(drawn, "train")
+    assert places(other, "test") == places(drawn, "test")
+
+
+def test_user_split_puts_every_user_in_one_split():
+    events = [e for n in range(20) for e in history(f"u{n:02}")]
+    options = SplitOptions(split="user", validation_users=0.1, test_users=0.25)
+    result = histories(TASK, events, options)
+    users = {split: {example.user_id for example in rows} for split, rows in result.examples.items()}
+    assert {split: len(names) for split, names in users.items()} == {"train": 13, "validation": 2, "test": 5}
+    assert len(set.union(*users.values())) == 20
+    assert len(result.examples["test"]) == 5 * 2  # the last two events of each
+
+
+def test_cold_start_users_of_a_time_split_are_seen_in_test_only():
+    events = [e for n in range(10) for e in history(f"u{n}")]
+    result = histories(TASK, events, SplitOptions(test_users=0.2))
+    users = {split: {example.user_id for example in rows} for split, rows in result.examples.items()}
+    assert len(users["test"]) == 10
+    assert len(users["train"]) == 8
+    assert users["train"] == users["validation"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 20)), max_size=40),
+    st.integers(0, 3),
+    st.integers(0, 99),
+    st.sampled_from(["time", "user"]),
+)
+def test_no_profile_reaches_the_date_of_its_example(rows, min_earlier, seed, split):
+    events = [event(user, second, number) for number, (user, second) in enumerate(rows)]
+    options = SplitOptions(
+        split=split, min_history=1, min_earlier=min_earlier, train_cap=None, test_users=0.3, seed=seed
+    )
+    result = histories(TASK, events, options)
+    random.Random(seed).shuffle(events)
+    assert histories(TASK, events, options) == result
+    items = {}
+    for item in result.items:
+        items.setdefault(item.profile_id, []).append(item)
+    for example in [example for rows in result.examples.values() for example in rows]:
+        shown = items.get(example.profile_id, [])[: example.profile_size]
+        own = [e for e in events if e.user_id == example.user_id]
+        earlier = [e for e in own if e.moment < interval(example.date)[0]]
+        assert {item.item_id for item in shown} == {e.event_id for e in earlier}
+        assert len(shown) >= min_earlier
+
+
+def test_the_result_passes_the_checks_of_the_writer(tmp_path):
+    result = histories(TASK, history("u1") + history("u2", 15), SplitOptions())
+    manifest = write_dataset(
+        tmp_path / "toy", name="toy", source="ours", licence="CC0-1.0", tasks=(TASK,), examples=result.examples,
+        items=result.items, parameters={}, skipped={},
+    )  # fmt: skip
+    assert manifest.users == 2
+
+
+@pytest.mark.parametrize("wrong", [{"min_history": 0}, {"test_users": 1.0}, {"split": "random"}, {"mini_history": 3}])
+def test_options_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SplitOptions(**wrong)
