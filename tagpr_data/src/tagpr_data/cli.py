@@ -1,13 +1,15 @@
 """The command `tagpr-data`: a thin shell. Results go to stdout, progress to stderr; exit code 1 means "checked and
 bad", 2 "used wrongly". Heavy imports stand inside the commands, so that `--help` answers at once."""
 
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tagpr_data import construct_cli
-from tagpr_data.errors import run_cli
+from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +34,107 @@ def schemas(
 
     for path in write_schemas(folder):
         typer.echo(path)
+
+
+@app.command()
+def build(
+    config: Annotated[Path, typer.Argument(help="A CorpusConfig as TOML, for example tagpr_data/configs/xorg.toml.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, wins over the file.")] = None,
+) -> None:
+    """Build a corpus: prompts, candidates, selection, corpus folder, validation. Unchanged stages are skipped."""
+    from tagpr_data.build import CorpusConfig
+    from tagpr_data.build import build as build_corpus
+    from tagpr_data.config import load
+    from tagpr_data.progress import bar
+
+    settings = load(CorpusConfig, config, overrides or [])
+    build_corpus(settings, progress=bar, say=lambda line: typer.echo(line, err=True))
+    typer.echo(settings.out)
+
+
+@app.command()
+def validate(
+    corpus: Annotated[Path, typer.Argument(help="Corpus folder.")],
+    report: Annotated[Path | None, typer.Option(help="Folder for the HTML report (default: CORPUS/data_docs).")] = None,
+    tagset: Annotated[Path | None, typer.Option(help="Tag-set file, where it is not the shipped one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Check a corpus folder; exit code 1 names the failed checks and rows."""
+    from tagpr_data.validate import raise_for
+    from tagpr_data.validate import validate as validate_corpus
+
+    outcome = validate_corpus(corpus, tagset, report or corpus / "data_docs")
+    if as_json:
+        typer.echo(outcome.as_json(), nl=False)
+    else:
+        for result in outcome.results:
+            typer.echo(f"{result.status:<8} {result.name:<24} {result.question}")
+    raise_for(outcome, corpus)
+
+
+LampTask = Annotated[str, typer.Option(help="LaMP task, as LaMP-3 or LaMP_3; LaMP-2-old are the news.")]
+LampQuestions = Annotated[Path, typer.Option(help="LaMP question file.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random retrievers.")]
+
+
+@app.command("rank")
+def rank_command(
+    task: LampTask,
+    questions: LampQuestions,
+    output: Annotated[Path, typer.Option(help="JSON to write: question id → item ids, best first.")],
+    retriever: Annotated[str, typer.Option(help="bm25, recency, random, random-official, ranked or full.")] = "bm25",
+    seed: Seed = 0,
+) -> None:
+    """Rank every profile of a LaMP question file, as the official code does."""
+    from tagpr_data.lamp.export import Ranker, write_rankings
+
+    with _progress_over(questions, "ranking") as on_bytes:
+        export = write_rankings(output, Ranker(task, questions, retriever, seed, on_bytes))
+    _tell_export(output, export.rows, export.notes)
+
+
+@app.command("prompts")
+def prompts_command(
+    task: LampTask,
+    questions: LampQuestions,
+    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json, or the folder that holds it.")],
+    output: Annotated[Path, typer.Option(help="JSON lines to write: id, prompt.")],
+    k: Annotated[int, typer.Option("--k", help="Profile items; 0 gives the raw input.")] = 4,
+    max_length: Annotated[int, typer.Option(help="Token budget of the prompt.")] = 256,
+    retriever: Annotated[str, typer.Option(help="bm25, recency, random, random-official, ranked or full.")] = "bm25",
+    style: Annotated[str, typer.Option(help="Only official: LaMP's own prompt.")] = "official",
+    seed: Seed = 0,
+) -> None:
+    """Write the official prompt of every question, byte for byte."""
+    from tagpr_data.lamp.export import Ranker, write_prompts
+    from tagpr_data.lamp.prompts import LampTokenizer
+
+    if style != "official":
+        raise InputError(f"style {style!r} is unknown; LaMP files have the style official")
+    loaded = LampTokenizer.load(tokenizer)
+    with _progress_over(questions, "prompting") as on_bytes:
+        export = write_prompts(output, Ranker(task, questions, retriever, seed, on_bytes), loaded, k, max_length)
+    _tell_export(output, export.rows, export.notes)
+
+
+@contextmanager
+def _progress_over(path: Path, what: str) -> Generator[Callable[[int], None], None, None]:
+    """Show on stderr how far a file is read; gives the function to tell the bytes to."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=path.stat().st_size if path.is_file() else None)
+        yield lambda count: progress.advance(bar, count)
+
+
+def _tell_export(output: Path, rows: int, notes: Mapping[str, int]) -> None:
+    from tagpr_data.lamp.export import NOTES
+
+    for note, count in notes.items():
+        if count:
+            typer.echo(f"{count} {NOTES[note]}", err=True)
+    typer.echo(f"{output}: {rows} questions")
 
 
 def main() -> None:
