@@ -46,7 +46,7 @@ def run_cli(app: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the shell of every command
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in (*_DISK_FULL, errno.EACCES, errno.EROFS, errno.ENOENT):
+        if error.errno not in (*_DISK_FULL, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; nothing was left under a final name", file=sys.stderr)  # noqa: T201

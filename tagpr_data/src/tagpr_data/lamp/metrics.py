@@ -193,7 +193,7 @@ def _classification(
     return {"accuracy": float(np.mean(wanted == found)), "f1": float(np.mean(f1))}
 
 
-def _rating(  # noqa: PLR0917 - one row of columns
+def _rating(
     labels: tuple[str, ...], ids: list[str], right: list[str], given: list[str], mode: Mode, counts: dict[str, int]
 ) -> dict[str, float]:
     lowest, highest = _bounds(labels)
