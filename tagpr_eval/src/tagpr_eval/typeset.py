@@ -1,0 +1,184 @@
+"""Tables of numbers, and the one way each number is written.
+
+HTML, Markdown and LaTeX show the same strings, made here once; CSV holds the unrounded numbers. So the files of a
+report cannot disagree.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tagpr_eval.stats import Estimate
+
+Kind = Literal["text", "count", "number", "estimate", "difference", "share", "p"]
+Value = str | int | float | Estimate | tuple[int, int] | None
+"""What a cell holds: text; count: int; number and p: float; estimate and difference: `Estimate`; share: (part, whole).
+None where there is nothing to say."""
+
+NOTHING = "–"
+_MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table."""
+
+    name: str
+    """Header of the CSV column, unique in the table."""
+    title: str
+    """Header as printed."""
+    kind: Kind = "text"
+    """How its values are written."""
+    digits: int = 3
+    """Decimals of numbers and estimates."""
+    hint: str = ""
+    """Explanation shown on hover and in the Markdown note."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    values: tuple[Value, ...]
+    """One value a column."""
+    role: Literal["", "baseline", "control"] = ""
+    """Set off in print: needs no model; or is a control."""
+    strong: frozenset[int] = frozenset()
+    """Places of the values printed bold."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, ready for every format."""
+
+    name: str
+    """File name of its CSV and LaTeX form."""
+    title: str
+    """Heading."""
+    columns: tuple[Column, ...]
+    """Columns, left to right."""
+    rows: tuple[Row, ...]
+    """Rows, top to bottom."""
+    note: str = ""
+    """What the reader must know: where the numbers come from and how to read them."""
+
+    def cells(self) -> list[list[str]]:
+        """Give every cell as it is printed."""
+        return [
+            [show(value, column) for value, column in zip(row.values, self.columns, strict=True)] for row in self.rows
+        ]
+
+
+def show(value: Value, column: Column) -> str:
+    """Give a value as printed: `0.412 [0.380, 0.441]`, `+0.031`, `12 (4.8 %)`, `<0.001`; a dash for nothing."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, Estimate):
+        sign = column.kind == "difference"
+        head = _number(value.value, column.digits, sign)
+        if math.isnan(value.low):
+            return head
+        return f"{head} [{_number(value.low, column.digits, sign)}, {_number(value.high, column.digits, sign)}]"
+    if isinstance(value, tuple):
+        part, whole = value
+        return f"{part} ({100 * part / whole:.1f} %)" if whole else NOTHING
+    if isinstance(value, float):
+        if column.kind == "p":
+            return "<0.001" if value < 0.0005 else f"{value:.3f}"
+        return _number(value, column.digits, column.kind == "difference")
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def markdown(table: Table) -> str:
+    """Give the table as a Markdown pipe table under its title and note."""
+    head = "| " + " | ".join(_markdown_cell(column.title) for column in table.columns) + " |"
+    rule = "|" + "|".join(":--" if column.kind == "text" else "--:" for column in table.columns) + "|"
+    body = [
+        "| "
+        + " | ".join(
+            f"**{cell}**" if place in row.strong else cell
+            for place, cell in enumerate(map(_markdown_value, cells, table.columns))
+        )
+        + " |"
+        for row, cells in zip(table.rows, table.cells(), strict=True)
+    ]
+    note = f"{_markdown_cell(table.note)}\n\n" if table.note else ""
+    return f"### {_markdown_cell(table.title)}\n\n{note}" + "\n".join([head, rule, *body]) + "\n"
+
+
+def csv_text(table: Table) -> str:
+    """Give the table as CSV with unrounded numbers; an estimate fills `name`, `name_low` and `name_high`, a share
+    `name` and `name_of`."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([name for column in table.columns for name in _csv_names(column)])
+    for row in table.rows:
+        writer.writerow(
+            [item for value, column in zip(row.values, table.columns, strict=True) for item in _csv(value, column)]
+        )
+    return out.getvalue()
+
+
+def latex(table: Table) -> str:
+    """Give the table as a LaTeX `tabular` (package booktabs) with its caption as a comment."""
+    layout = "".join("l" if column.kind == "text" else "r" for column in table.columns)
+    head = " & ".join(_latex_cell(column.title) for column in table.columns)
+    body = [
+        " & ".join(
+            f"\\textbf{{{_latex_cell(cell)}}}" if place in row.strong else _latex_cell(cell)
+            for place, cell in enumerate(cells)
+        )
+        + r" \\"
+        for row, cells in zip(table.rows, table.cells(), strict=True)
+    ]
+    comment = "".join(f"% {line}\n" for line in (*table.title.splitlines(), *table.note.splitlines()))
+    lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule"]
+    return comment + "\n".join([*lines, r"\end{tabular}"]) + "\n"
+
+
+def _number(value: float, digits: int, sign: bool) -> str:
+    if math.isnan(value):
+        return NOTHING
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", _MINUS)
+
+
+def _csv_names(column: Column) -> Sequence[str]:
+    if column.kind in ("estimate", "difference"):
+        return (column.name, f"{column.name}_low", f"{column.name}_high")
+    return (column.name, f"{column.name}_of") if column.kind == "share" else (column.name,)
+
+
+def _csv(value: Value, column: Column) -> Sequence[str | int | float]:
+    if isinstance(value, Estimate):
+        return tuple("" if math.isnan(part) else part for part in (value.value, value.low, value.high))
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return (f"'{value}",)  # a spreadsheet would run it as a formula
+    return ("" if value is None else value,) + ("",) * (len(_csv_names(column)) - 1)
+
+
+_MARKDOWN = {ord(mark): f"\\{mark}" for mark in "\\`*_{}[]<>#|~"} | {ord("\n"): " ", ord("\r"): " "}
+_LATEX = {
+    ord("\\"): r"\textbackslash{}", ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}",
+    **{ord(mark): f"\\{mark}" for mark in "&%$#_{}"},
+    ord("<"): r"\textless{}", ord(">"): r"\textgreater{}", ord("\n"): " ", ord("\r"): " ",
+    ord(_MINUS): "$-$", ord(NOTHING): "--", ord("Δ"): r"$\Delta$", ord("↑"): r"$\uparrow$", ord("↓"): r"$\downarrow$",
+}  # fmt: skip
+
+
+def _markdown_cell(text: str) -> str:
+    return text.translate(_MARKDOWN)
+
+
+def _markdown_value(cell: str, column: Column) -> str:
+    """Only text comes from data; the brackets of an interval need no escape."""
+    return _markdown_cell(cell) if column.kind == "text" else cell
+
+
+def _latex_cell(text: str) -> str:
+    return text.translate(_LATEX)
