@@ -12,13 +12,14 @@ steps only white space may stand. A citation is `[P1]`, `[P2]`, … inside a ste
 
 `parse` accepts any string, never raises, takes linear time, and keeps the text: for a valid text
 `render(parsed.steps, parsed.answer, parsed.gaps) == text`. Price: of an invalid text the steps are a best effort, and
-at most `MAX_VIOLATIONS` violations are reported. The paper's grammar is not public; this one is ours.
+at most `MAX_SAME_VIOLATIONS` of a code are reported. The paper's grammar is not public; this one is ours.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Self
 
@@ -55,8 +56,8 @@ CODES = {
 """Every code a `Violation` may carry, and what it means. `no-think` is reported alone; after `unclosed-think` the
 rules about the number of steps, required tags and the answer are not checked."""
 
-MAX_VIOLATIONS = 1000
-"""Most violations kept of one text, the first by position; hostile texts would yield hundreds of thousands."""
+MAX_SAME_VIOLATIONS = 100
+"""Most violations of one code kept for one text, the first ones; hostile texts would yield hundreds of thousands."""
 
 MAX_CITATION = 999_999
 """Largest item number that is read as a number."""
@@ -138,6 +139,10 @@ class Violation:
     """What was found and what would be right."""
 
 
+Findings = dict[str, list[Violation]]
+"""Violations by code, while a text is parsed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A text taken apart."""
@@ -193,19 +198,19 @@ def parse(text: str, tagset: TagSet, k: int | None = None) -> Parsed:
     if start < 0:
         violation = Violation("no-think", 0, "there is no <think>; write <think>, steps, </think>, the answer")
         return Parsed(text, (), text.rpartition("</think>")[2].strip(), (), (violation,))
-    found: list[Violation] = []
+    found: Findings = {}
     if not _is_blank(text[:start]):
-        found.append(Violation("text-before-think", _first_visible(text, 0), "nothing may stand before <think>"))
+        _report(found, "text-before-think", _first_visible(text, 0), "nothing may stand before <think>")
     steps, gaps, end = _read_steps(text, start + len("<think>"), tagset, k, found)
     if end < 0:
-        found.append(Violation("unclosed-think", start, "write </think> before the answer"))
+        _report(found, "unclosed-think", start, "write </think> before the answer")
         answer = ""
     else:
         _check_steps(steps, end, tagset, found)
         answer, lead, tail = _read_answer(text, end + len("</think>"), tagset, found)
         gaps = [text[:start], *gaps, lead, tail]
-    found.sort(key=lambda violation: violation.position)
-    return Parsed(text, tuple(steps), answer, () if found else tuple(gaps), tuple(found[:MAX_VIOLATIONS]))
+    violations = sorted(chain.from_iterable(found.values()), key=lambda violation: violation.position)
+    return Parsed(text, tuple(steps), answer, () if found else tuple(gaps), tuple(violations))
 
 
 def render(steps: Sequence[Step], answer: str, gaps: Sequence[str] = ()) -> str:
@@ -249,8 +254,14 @@ def ground(steps: Sequence[Step], items: Sequence[ProfileItem], query_date: str 
     return claims
 
 
+def _report(found: Findings, code: str, position: int, message: str) -> None:
+    same = found.setdefault(code, [])
+    if len(same) < MAX_SAME_VIOLATIONS:
+        same.append(Violation(code, position, message))
+
+
 def _read_steps(
-    text: str, begin: int, tagset: TagSet, k: int | None, found: list[Violation]
+    text: str, begin: int, tagset: TagSet, k: int | None, found: Findings
 ) -> tuple[list[Step], list[str], int]:
     """Read from after `<think>` to `</think>`; give steps, the gaps around them, and where `</think>` is, or -1."""
     steps: list[Step] = []
@@ -262,18 +273,18 @@ def _read_steps(
         if name:
             if marked == "think":
                 if not closes:
-                    found.append(Violation("several-think", here, "there is one think block"))
+                    _report(found, "several-think", here, "there is one think block")
                     continue
-                found.append(Violation("unclosed-tag", begin, f"write </{name}> before </think>"))
+                _report(found, "unclosed-tag", begin, f"write </{name}> before </think>")
             elif not closes:
                 depth += 1
-                found.append(Violation("nested-tag", here, f"<{marked}> inside <{name}>; write </{name}> first"))
+                _report(found, "nested-tag", here, f"<{marked}> inside <{name}>; write </{name}> first")
                 continue
             elif depth:
                 depth -= 1
                 continue
             elif marked != name:
-                found.append(Violation("mismatched-close", here, f"</{marked}> where <{name}> is open"))
+                _report(found, "mismatched-close", here, f"</{marked}> where <{name}> is open")
             steps.append(_step(tagset.by_name[name], text[begin:here], begin, k, found))
             name = ""
             if marked == "think":
@@ -286,24 +297,24 @@ def _read_steps(
             if marked == "think":
                 if closes:
                     return steps, gaps, here
-                found.append(Violation("several-think", here, "there is one think block"))
+                _report(found, "several-think", here, "there is one think block")
             elif closes:
-                found.append(Violation("mismatched-close", here, f"</{marked}> where no tag is open"))
+                _report(found, "mismatched-close", here, f"</{marked}> where no tag is open")
             else:
                 name, depth = marked, 0
         begin = marker.end()
     if name:
-        found.append(Violation("unclosed-tag", begin, f"write </{name}>"))
+        _report(found, "unclosed-tag", begin, f"write </{name}>")
         steps.append(_step(tagset.by_name[name], text[begin:], begin, k, found))
     elif not _is_blank(text[begin:]):
         _check_gap(text[begin:], begin, tagset, found)
     return steps, gaps, -1
 
 
-def _step(tag: Tag, words: str, begin: int, k: int | None, found: list[Violation]) -> Step:
+def _step(tag: Tag, words: str, begin: int, k: int | None, found: Findings) -> Step:
     """Give the step with these words, which begin at `begin`, and report what is wrong with them."""
     if not _VISIBLE.search(words):
-        found.append(Violation("empty-step", begin, f"<{tag.name}> says nothing"))
+        _report(found, "empty-step", begin, f"<{tag.name}> says nothing")
     cites: tuple[int, ...] = ()
     is_bad = False
     if "[P" in words:
@@ -313,19 +324,19 @@ def _step(tag: Tag, words: str, begin: int, k: int | None, found: list[Violation
                 is_bad = True
                 right = "[P1], [P2], …" if k is None else f"[P1] to [P{k}]" if k else "none, as there are no items"
                 message = f"{shorten(citation[0])} names no item; right would be {right}"
-                found.append(Violation("bad-citation", begin + citation.start(), message))
+                _report(found, "bad-citation", begin + citation.start(), message)
     if tag.cites == "no":
         if cites:
-            found.append(Violation("unexpected-citation", begin, f"<{tag.name}> may not cite items"))
+            _report(found, "unexpected-citation", begin, f"<{tag.name}> may not cite items")
     elif tag.cites != "optional" and not is_bad:
         needed = 1 if tag.cites == "required" else 2 if k is not None and k >= 2 else 0
         if len(cites) < needed:
             message = f"<{tag.name}> cites {len(cites)} items and must cite at least {needed}, as [P1]"
-            found.append(Violation("missing-citation", begin, message))
+            _report(found, "missing-citation", begin, message)
     return Step(tag=tag.name, text=words, cites=cites)
 
 
-def _check_gap(gap: str, begin: int, tagset: TagSet, found: list[Violation]) -> None:
+def _check_gap(gap: str, begin: int, tagset: TagSet, found: Findings) -> None:
     """Report what stands between steps besides white space: each unknown tag, and once per gap other text."""
     done = 0
     stray = -1
@@ -334,38 +345,38 @@ def _check_gap(gap: str, begin: int, tagset: TagSet, found: list[Violation]) -> 
             stray = _first_visible(gap, done)
         done = element.end()
         message = f"{shorten(element[0], 40)}: the tag set {tagset.name} knows {', '.join(tagset.names)}"
-        found.append(Violation("unknown-tag", begin + element.start(), message))
+        _report(found, "unknown-tag", begin + element.start(), message)
     if stray < 0 and not _is_blank(gap[done:]):
         stray = _first_visible(gap, done)
     if stray >= 0:
         message = f"{shorten(gap[stray : stray + 40], 40)} stands outside any tag"
-        found.append(Violation("stray-text", begin + stray, message))
+        _report(found, "stray-text", begin + stray, message)
 
 
-def _check_steps(steps: list[Step], end: int, tagset: TagSet, found: list[Violation]) -> None:
+def _check_steps(steps: list[Step], end: int, tagset: TagSet, found: Findings) -> None:
     """Report what is wrong with the steps as a whole."""
     if len(steps) < tagset.min_steps:
         message = f"{len(steps)} steps; at least {tagset.min_steps} are needed"
-        found.append(Violation("too-few-steps", end, message))
+        _report(found, "too-few-steps", end, message)
     if len(steps) > tagset.max_steps:
         message = f"{len(steps)} steps; at most {tagset.max_steps} are allowed"
-        found.append(Violation("too-many-steps", end, message))
+        _report(found, "too-many-steps", end, message)
     if tagset.required_any and not any(step.tag in tagset.required_any for step in steps):
-        found.append(Violation("missing-required", end, f"one of {', '.join(tagset.required_any)} must occur"))
+        _report(found, "missing-required", end, f"one of {', '.join(tagset.required_any)} must occur")
 
 
-def _read_answer(text: str, begin: int, tagset: TagSet, found: list[Violation]) -> tuple[str, str, str]:
+def _read_answer(text: str, begin: int, tagset: TagSet, found: Findings) -> tuple[str, str, str]:
     """Give the answer and the white space before and after it; report markup after the think block."""
     for marker in _markers(tagset.names).finditer(text, begin):
         if marker[2] == "think":
-            found.append(Violation("several-think", marker.start(), "there is one think block"))
+            _report(found, "several-think", marker.start(), "there is one think block")
             begin = marker.end() if marker[1] else begin
         else:
-            found.append(Violation("tag-in-answer", marker.start(), f"{marker[0]} after </think>"))
+            _report(found, "tag-in-answer", marker.start(), f"{marker[0]} after </think>")
     rest = text[begin:]
     answer = rest.strip()
     if not _VISIBLE.search(answer):
-        found.append(Violation("empty-answer", begin, "write the answer after </think>"))
+        _report(found, "empty-answer", begin, "write the answer after </think>")
     lead = rest[: len(rest) - len(rest.lstrip())]
     return answer, lead, rest[len(lead) + len(answer) :]
 
