@@ -1,0 +1,450 @@
+"""Is a corpus folder what its manifest says? Table-level checks in SQL, row-level checks by great-expectations.
+
+Each file in `checks/` is one question: its first line asks it, its query gives the offending rows (`row`,
+`problem`). DuckDB runs them over the Parquet files. Rows are re-parsed and judged in chunks, so that memory does not
+grow with the corpus. A check that cannot run is reported as crashed, never as failed or passed.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.prompts import prompt_hash
+from tagpr_data.records import CorpusManifest, Message, Rejected, Step, Trace
+from tagpr_data.select import REASONS
+from tagpr_data.tables import arrow_schema, content_hash, read_json, sha256_file, write_text
+from tagpr_data.tags import TagSet, load_tagset, parse
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+CHECKS = Path(__file__).parent / "checks"
+KINDS: dict[str, type[Trace] | type[Rejected]] = {"traces": Trace, "rejected": Rejected}
+"""Folders of a corpus and the records in them."""
+
+ROW_CHECKS = {
+    "id_form": "Is every id a SHA-256 in hex?",
+    "finished": "Did every kept completion end by itself?",
+    "grammar": "Is every trace valid in the tag grammar, its citations within the prompt's items?",
+    "steps_match": "Are the stored steps those of the text?",
+    "answer_match": "Is the stored answer that of the text?",
+    "prompt_hash": "Is every prompt hash that of the messages?",
+    "roles": "Does every prompt end with the user's turn, with no turn of the assistant before?",
+    "score_range": "Is every score between 0 and 1?",
+}
+"""What great-expectations asks of every row of traces/, by name of the check."""
+
+_SHOWN = 20
+_CHUNK_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one check found."""
+
+    name: str
+    question: str
+    status: Literal["passed", "failed", "crashed", "not-run"]
+    offending: int = 0
+    rows: tuple[str, ...] = ()
+    """The first offending rows as `row: problem`; at most 20."""
+    error: str = ""
+    """Why it crashed or was not run."""
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What all checks found."""
+
+    corpus: str
+    content_hash: str
+    results: tuple[CheckResult, ...]
+
+    @property
+    def failed(self) -> tuple[CheckResult, ...]:
+        """Checks that found something."""
+        return tuple(result for result in self.results if result.status == "failed")
+
+    @property
+    def crashed(self) -> tuple[CheckResult, ...]:
+        """Checks that could not run, by a fault of the check and not of the corpus."""
+        return tuple(result for result in self.results if result.status == "crashed")
+
+    def as_json(self) -> str:
+        """Give the report as JSON, checks in order."""
+        results = [asdict(result) for result in self.results]
+        value = {"corpus": self.corpus, "content_hash": self.content_hash, "checks": results}
+        return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def validate(folder: Path, tagset_path: Path | None = None, report: Path | None = None) -> ValidationReport:
+    """Run all checks on a corpus folder and write HTML data docs and `report.json` into `report` (None: none).
+
+    Raises InputError when the folder holds no readable corpus or its tag set is not at hand.
+    """
+    manifest = read_json(folder / "manifest.json", CorpusManifest)
+    tagset = load_tagset(tagset_path)
+    if tagset.hash != manifest.tagset_hash:
+        raise InputError(
+            f"{folder} is written in the tag set {manifest.tagset} ({manifest.tagset_hash[:12]}…), not in "
+            f"{tagset.name} ({tagset.hash[:12]}…); give its file with --tagset"
+        )
+    results = check_tables(folder, manifest)
+    readable = results[0].status == "passed"
+    results += check_rows(folder, tagset) if readable else _not_run(ROW_CHECKS)
+    outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
+    if report is not None:
+        write_text(report / "report.json", outcome.as_json())
+        _write_data_docs(outcome, report)
+    return outcome
+
+
+def raise_for(report: ValidationReport, folder: Path) -> None:
+    """Raise CheckFailed that names the failed checks and their first rows, or InputError when only a check crashed."""
+    lines = [
+        f"{result.name} ({result.offending} rows): {result.question}\n    " + "\n    ".join(result.rows[:5])
+        for result in report.failed
+    ]
+    crashed = [f"{result.name} could not run: {result.error}" for result in report.crashed]
+    if lines:
+        raise CheckFailed("\n  ".join([f"{folder} is not valid; {len(lines)} checks failed", *lines, *crashed]))
+    if crashed:
+        raise InputError("\n  ".join([f"{folder} was not fully checked", *crashed]))
+
+
+def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
+    """Run `columns`, then every query in `checks/` (not run when columns are wrong: they need them)."""
+    questions = {path.stem: path.read_text(encoding="utf-8") for path in sorted(CHECKS.glob("*.sql"))}
+    columns = _check_columns(folder)
+    asked = {name: text.partition("\n")[0].removeprefix("-- ") for name, text in questions.items()}
+    if columns.status != "passed":
+        return [columns, *_not_run(asked)]
+    connection = _connect(folder, manifest)
+    try:
+        return [columns, *(_run_query(connection, name, asked[name], text) for name, text in questions.items())]
+    finally:
+        connection.close()
+
+
+def check_rows(folder: Path, tagset: TagSet) -> list[CheckResult]:
+    """Run `ROW_CHECKS` by great-expectations over all traces, a chunk at a time; counts are summed over chunks."""
+    run = _row_validation()
+    found = {name: _Tally() for name in ROW_CHECKS}
+    for path in _parquet_files(folder, "traces"):
+        for frame in _chunks(path, tagset):
+            run(frame, found)
+    return [tally.result(name, ROW_CHECKS[name]) for name, tally in found.items()]
+
+
+def row_facts(row: dict[str, Any], tagset: TagSet) -> dict[str, Any]:
+    """Give what the row checks look at for one row of traces/, re-computed from its text and messages."""
+    parsed = parse(row["text"], tagset, k=len(row["item_ids"]))
+    messages = [Message(role=turn["role"], content=turn["content"]) for turn in row["messages"]]
+    steps = tuple(Step(tag=step["tag"], text=step["text"], cites=tuple(step["cites"])) for step in row["steps"])
+    return {
+        "id": row["id"],
+        "finish_reason": row["finish_reason"],
+        "score": row["score"],
+        "grammar": "valid" if parsed.is_valid else ", ".join(sorted({v.code for v in parsed.violations})),
+        "steps": "match" if parsed.steps == steps else "differ",
+        "answer": "match" if parsed.answer == row["answer"] else "differs",
+        "prompt_hash": "match" if prompt_hash(messages) == row["prompt_hash"] else "differs",
+        "roles": " ".join(message.role for message in messages),
+    }
+
+
+def _check_columns(folder: Path) -> CheckResult:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    problems: list[str] = []
+    for kind, model in KINDS.items():
+        for path in _parquet_files(folder, kind):
+            name = path.relative_to(folder).as_posix()
+            try:
+                found = pq.read_schema(path)
+            except (pa.ArrowInvalid, OSError) as error:
+                problems.append(f"{name}: is not a whole Parquet file: {str(error).splitlines()[0]}")
+                continue
+            wanted = arrow_schema(model)
+            missing = sorted(set(wanted.names) - set(found.names))
+            unknown = sorted(set(found.names) - set(wanted.names))
+            if missing or unknown:
+                problems.append(f"{name}: missing columns {missing}, unknown columns {unknown}")
+                continue
+            for field in wanted:
+                if not _same_type(found.field(field.name).type, field.type):
+                    problems.append(f"{name}: {field.name} is {found.field(field.name).type}, not {field.type}")
+    status = "failed" if problems else "passed"
+    question = "Do all files have the columns and types of their record?"
+    return CheckResult("columns", question, status, len(problems), tuple(problems[:_SHOWN]))
+
+
+def _same_type(found: "pa.DataType", wanted: "pa.DataType") -> bool:
+    """Whether types are equal but for nullability, names of list elements and large strings or lists."""
+
+    def plain(type_: Any) -> str:
+        text = str(type_).replace("large_", "").replace(" not null", "")
+        return re.sub(r"list<\w+: ", "list<", text)
+
+    return plain(found) == plain(wanted)
+
+
+def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnection":
+    """Open DuckDB with the views and tables that the queries in `checks/` may name."""
+    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    connection = duckdb.connect()
+    connection.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+    for kind, model in KINDS.items():
+        parts = [
+            f"SELECT {_quoted(path.stem)} AS split, * FROM read_parquet({_quoted(str(path))})"
+            for path in _parquet_files(folder, kind)
+        ]
+        if not parts:
+            connection.register(f"empty_{kind}", arrow_schema(model).empty_table())
+            parts = [f"SELECT 'none' AS split, * FROM empty_{kind}"]
+        connection.execute(f"CREATE VIEW {kind} AS {' UNION ALL BY NAME '.join(parts)}")
+    shared = "id, split, example_id, task, user_id, prompt_hash, teacher, teacher_revision, attempt, item_ids, k, gold"
+    connection.execute(
+        f"CREATE VIEW attempts AS SELECT {shared}, true AS is_kept FROM traces "
+        f"UNION ALL SELECT {shared}, false AS is_kept FROM rejected"
+    )
+
+    def table(name: str, columns: Mapping[str, tuple[Any, Iterable[Any]]]) -> None:
+        arrays = {column: pa.array(list(values), type=type_) for column, (type_, values) in columns.items()}
+        connection.register(name, pa.table(arrays))
+
+    text, integer, real = pa.string(), pa.int64(), pa.float64()
+    parameters = manifest.parameters
+    best_of = parameters.get("best_of")
+    thresholds = parameters.get("min_score")
+    thresholds = thresholds if isinstance(thresholds, dict) else {}
+    table(
+        "manifest",
+        {
+            "content_hash": (text, [manifest.content_hash]),
+            "found_content_hash": (text, [content_hash(manifest.tasks, manifest.files, [manifest.tagset_hash])]),
+            "candidates": (integer, [manifest.candidates]),
+            "kept": (integer, [manifest.kept]),
+            "claims": (integer, [manifest.claims]),
+            "grounded_claims": (integer, [manifest.grounded_claims]),
+            "disjoint_users": (pa.bool_(), [parameters.get("disjoint_users") is True]),
+            "best_of": (integer, [best_of if isinstance(best_of, int) else None]),
+        },
+    )
+    files = manifest.files
+    table(
+        "manifest_files",
+        {
+            "path": (text, list(files)),
+            "rows": (integer, [entry.rows for entry in files.values()]),
+            "sha256": (text, [entry.sha256 for entry in files.values()]),
+        },
+    )
+    found = [path for kind in (*KINDS, "pairs") for path in _parquet_files(folder, kind)]
+    table(
+        "found_files",
+        {
+            "path": (text, [path.relative_to(folder).as_posix() for path in found]),
+            "rows": (integer, [pq.read_metadata(path).num_rows for path in found]),
+            "sha256": (text, [sha256_file(path) for path in found]),
+        },
+    )
+    rejected, accepted, tasks = manifest.rejected, manifest.acceptance, manifest.tasks
+    table("manifest_rejected", {"reason": (text, rejected.keys()), "rows": (integer, rejected.values())})
+    table("known_reasons", {"reason": (text, REASONS.keys())})
+    table("manifest_acceptance", {"task": (text, accepted.keys()), "share": (real, accepted.values())})
+    table("manifest_thresholds", {"kind": (text, thresholds.keys()), "least": (real, thresholds.values())})
+    teachers = manifest.teachers
+    table("manifest_teachers", {"name": (text, teachers.keys()), "revision": (text, teachers.values())})
+    table(
+        "manifest_tasks",
+        {
+            "name": (text, [task.name for task in tasks]),
+            "kind": (text, [task.kind for task in tasks]),
+            "labels": (pa.list_(text), [task.labels for task in tasks]),
+        },
+    )
+    return connection
+
+
+def _run_query(connection: "duckdb.DuckDBPyConnection", name: str, question: str, query: str) -> CheckResult:
+    import duckdb
+
+    try:
+        rows = connection.execute(
+            f"SELECT row, problem, count(*) OVER () FROM ({query}) ORDER BY row, problem LIMIT {_SHOWN}"
+        ).fetchall()
+    except duckdb.Error as error:
+        return CheckResult(name, question, "crashed", error=f"{type(error).__name__}: {error}")
+    if not rows:
+        return CheckResult(name, question, "passed")
+    return CheckResult(name, question, "failed", rows[0][2], tuple(f"{row}: {problem}" for row, problem, _ in rows))
+
+
+def _not_run(questions: dict[str, str]) -> list[CheckResult]:
+    return [CheckResult(name, question, "not-run", error="columns failed") for name, question in questions.items()]
+
+
+def _parquet_files(folder: Path, kind: str) -> list[Path]:
+    return sorted((folder / kind).glob("*.parquet"))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _chunks(path: Path, tagset: TagSet) -> Iterator[Any]:
+    """Give the facts of a file's rows as pandas frames of at most 100,000 rows."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    columns = ["id", "finish_reason", "score", "text", "item_ids", "messages", "steps", "answer", "prompt_hash"]
+    for batch in pq.ParquetFile(path).iter_batches(_CHUNK_ROWS, columns=columns):
+        yield pd.DataFrame([row_facts(row, tagset) for row in batch.to_pylist()])
+
+
+@dataclass
+class _Tally:
+    """Sum of one row check over chunks."""
+
+    offending: int = 0
+    rows: tuple[str, ...] = ()
+    error: str = ""
+
+    def result(self, name: str, question: str) -> CheckResult:
+        status = "crashed" if self.error else "failed" if self.offending else "passed"
+        return CheckResult(name, question, status, self.offending, self.rows, self.error)
+
+
+def _great_expectations() -> Any:
+    """Import great-expectations with its telemetry off; takes about four seconds."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    import great_expectations as gx
+
+    return gx
+
+
+def _context() -> Any:
+    context = _great_expectations().get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False}
+    return context
+
+
+def _row_validation() -> Any:
+    """Give a function (frame, tallies) that validates one chunk and adds what it finds to the tallies."""
+    gx = _great_expectations()
+    expect = gx.expectations
+    suite = gx.ExpectationSuite(
+        name="rows",
+        expectations=[
+            expect.ExpectColumnValuesToMatchRegex(column="id", regex="^[0-9a-f]{64}$", **_named("id_form")),
+            _in_set(expect, "finish_reason", "stop", "finished"),
+            _in_set(expect, "grammar", "valid", "grammar"),
+            _in_set(expect, "steps", "match", "steps_match"),
+            _in_set(expect, "answer", "match", "answer_match"),
+            _in_set(expect, "prompt_hash", "match", "prompt_hash"),
+            expect.ExpectColumnValuesToMatchRegex(column="roles", regex="^(system )?user$", **_named("roles")),
+            expect.ExpectColumnValuesToBeBetween(column="score", min_value=0, max_value=1, **_named("score_range")),
+        ],
+    )
+    context = _context()
+    batches = context.data_sources.add_pandas("corpus").add_dataframe_asset("traces")
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(
+            name="rows", data=batches.add_batch_definition_whole_dataframe("chunk"), suite=context.suites.add(suite)
+        )
+    )
+    return partial(_validate_chunk, definition)
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"description": ROW_CHECKS[name], "meta": {"check": name}}
+
+
+def _in_set(expect: Any, column: str, value: str, name: str) -> Any:
+    return expect.ExpectColumnValuesToBeInSet(column=column, value_set=[value], **_named(name))
+
+
+def _validate_chunk(definition: Any, frame: Any, found: dict[str, _Tally]) -> None:
+    outcome = definition.run(
+        batch_parameters={"dataframe": frame},
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]},
+    )
+    for result in outcome.results:
+        tally = found[result.expectation_config.meta["check"]]
+        error = _exception(result.exception_info)
+        if error:
+            tally.error = tally.error or error
+        elif not result.success:
+            column = result.expectation_config.kwargs["column"]
+            rows = result.result.get("unexpected_index_list") or []
+            tally.offending += result.result["unexpected_count"]
+            shown = tuple(f"{row.get('id')}: {column} is {row.get(column)!r}" for row in rows[:_SHOWN])
+            tally.rows = (*tally.rows, *shown)[:_SHOWN]
+
+
+def _exception(info: Any) -> str:
+    """Give the message of an exception inside an expectation, or "": it comes flat or one level down."""
+    entries = [info] if "raised_exception" in info else list(info.values())
+    return next((str(entry["exception_message"]) for entry in entries if entry.get("raised_exception")), "")
+
+
+def _write_data_docs(report: ValidationReport, folder: Path) -> None:
+    """Write the outcome of all checks as HTML: one expectation per check on its number of offending rows."""
+    import pandas as pd
+
+    gx = _great_expectations()
+    context = _context()
+    site = {
+        "class_name": "SiteBuilder",
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(folder.resolve()),
+        },
+    }
+    context.add_data_docs_site(site_name="corpus", site_config=site)
+    ran = [result for result in report.results if result.status in ("passed", "failed")]
+    suite = gx.ExpectationSuite(
+        name=report.corpus,
+        expectations=[
+            gx.expectations.ExpectColumnValuesToBeBetween(
+                column=result.name, min_value=0, max_value=0, description=_described(result)
+            )
+            for result in ran
+        ],
+    )
+    batch = context.data_sources.add_pandas("corpus").add_dataframe_asset("checks")
+    definition = context.validation_definitions.add(
+        gx.ValidationDefinition(
+            name=report.corpus,
+            data=batch.add_batch_definition_whole_dataframe("offending rows"),
+            suite=context.suites.add(suite),
+        )
+    )
+    checkpoint = context.checkpoints.add(
+        gx.Checkpoint(
+            name=report.corpus,
+            validation_definitions=[definition],
+            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["corpus"])],
+            result_format="SUMMARY",
+        )
+    )
+    checkpoint.run(batch_parameters={"dataframe": pd.DataFrame([{result.name: result.offending for result in ran}])})
+
+
+def _described(result: CheckResult) -> str:
+    if result.status == "passed":
+        return result.question
+    return f"{result.question} No, {result.offending} rows: {'; '.join(result.rows[:5])}"
