@@ -1,7 +1,7 @@
 """The commands `tagpr-data construct …`: a data set folder from one source each."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Build a data set folder: examples and the profiles they look at.")
 
+Split = Literal["time", "user"]
 Output = Annotated[Path, typer.Option("--output", help="Folder to write; an earlier version of it is replaced.")]
 Seed = Annotated[int, typer.Option("--seed", help="Decides every draw; the same seed gives the same bytes.")]
 MinHistory = Annotated[int, typer.Option("--min-history", min=1, help="Leave out users with fewer events.")]
@@ -45,6 +46,34 @@ def xorg(
         min_history=min_history, min_earlier=min_earlier, held_out=held_out, train_cap=train_cap or None, seed=seed
     )
     _tell(output, construct(output, file=file, cache=cache, options=options, report=_progress))
+
+
+@app.command()
+def personas(
+    *,
+    output: Output,
+    users: Annotated[int, typer.Option("--users", help="How many people.")] = 400,
+    events: Annotated[int, typer.Option("--events", help="Events of each in each task.")] = 24,
+    split: Annotated[Split, typer.Option("--split", help="user: disjoint users. time: each user's last events.")] = (
+        "user"
+    ),
+    test_users: Annotated[
+        float, typer.Option("--test-users", min=0, max=0.9, help="Share of users seen in test only.")
+    ] = 0.2,
+    min_earlier: MinEarlier = 6,
+    held_out: HeldOut = 4,
+    train_cap: TrainCap = 0,
+    seed: Seed = 0,
+) -> None:
+    """Make a synthetic data set of people whose preferences are known: shelf of a thing, wording of a note."""
+    from tagpr_data.construct import SplitOptions
+    from tagpr_data.sources.personas import construct
+
+    options = SplitOptions(
+        split=split, min_history=1, min_earlier=min_earlier, held_out=held_out, train_cap=train_cap or None,
+        test_users=test_users, seed=seed,
+    )  # fmt: skip
+    _tell(output, construct(output, users=users, events=events, options=options))
 
 
 def _progress(line: str) -> None:
