@@ -301,8 +301,9 @@ class _Stream:
         mark = self._next_character()
         while mark != "}":
             key = self._value()
-            if self._next_character() != ":" or not isinstance(key, str):
-                self._broken("a key and ':'", key)
+            mark = self._next_character()
+            if mark != ":":
+                self._broken(f"':' behind {shorten(key)}", mark)
             self._place += 1
             if key == "golds" and self._next_character() == "[":
                 found = True
@@ -389,7 +390,7 @@ class _Stream:
             "fetch it again and compare its size"
         )
 
-    def _broken(self, expected: str, found: object) -> None:
-        if not self._next_character() and self._ended and not found:
+    def _broken(self, expected: str, found: str) -> None:
+        if not found:
             self._truncated()
         raise InputError(f"{self.path}, after row {self._row}: expected {expected}, found {shorten(found)}")
