@@ -1,0 +1,310 @@
+"""PRMU: a reward model that scores a completion *for one user*, usable on its own.
+
+    prmu = PRMU.from_pretrained("folder or Hub id")
+    prmu.score("u0007", prompt, completion)             # a user of the training table
+    prmu.score(items, prompt, completion)               # anyone, from past items, without retraining
+
+Any causal LM or encoder serves as backbone. The user enters as one soft token in front of the sequence, a scalar head
+reads the last token. User vector = learned table row + projection of the frozen profile embedding
+(`user_embedding.py`); an unseen user has only the second term, and user dropout in training (the row is left out at
+random) makes that term carry the user. Everything is one folder: config.json, model.safetensors, tokenizer,
+users.json. Scores are in nats of preference (Bradley-Terry): σ(a - b) is the chance that a is preferred to b.
+
+The paper gives PRMU its name and purpose; architecture, projection and dropout are ours. B batch, T tokens, D width,
+F profile features, U users.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from tagpr_data.errors import InputError, shorten
+from tagpr_data.records import Message, ProfileItem
+from tagpr_data.tables import write_text
+from tagpr_train.user_embedding import Encoder, feature_size, profile_encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+User = str | Sequence[ProfileItem] | Tensor
+"""Who is scored for: an id of the training table, past items, or a vector from `embed_user`."""
+
+Prompt = str | Sequence[Message]
+"""What was asked, without the profile: a user turn, or a chat."""
+
+USERS_FILE = "users.json"
+
+
+class PRMUConfig(PreTrainedConfig):
+    """Architecture and calibration of a PRMU; written to config.json."""
+
+    model_type = "prmu"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any] | None = None,
+        num_users: int = 0,
+        profile_encoder: str = "hashed",
+        profile_features: int = 1024,
+        profile_width: int = 256,
+        use_user: bool = True,
+        user_dropout: float = 0.5,
+        max_tokens: int = 1024,
+        score_mean: float = 0.0,
+        score_std: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        """backbone: the backbone's own config as a dict. num_users: U. use_user: False leaves the soft token out (an
+        ablation). user_dropout: chance in training that a table row is left out. max_tokens: of prompt and
+        completion. score_mean, score_std: of the training completions' scores, for `standardised`."""
+        self.backbone = backbone or {}
+        self.num_users = num_users
+        self.profile_encoder = profile_encoder
+        self.profile_features = profile_features
+        self.profile_width = profile_width
+        self.use_user = use_user
+        self.user_dropout = user_dropout
+        self.max_tokens = max_tokens
+        self.score_mean = score_mean
+        self.score_std = score_std
+        super().__init__(**kwargs)
+
+
+class PRMU(PreTrainedModel):
+    """The reward model. `forward` is what a trainer calls; people call `score`, `score_batch` and `embed_user`."""
+
+    config_class = PRMUConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: PRMUConfig) -> None:
+        super().__init__(config)
+        settings = dict(config.backbone)
+        backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        self.backbone = AutoModel.from_config(backbone_config)
+        width = int(backbone_config.hidden_size)
+        self.user_table = nn.Embedding(max(1, config.num_users), width)
+        self.profile_projection = nn.Sequential(
+            nn.Linear(config.profile_features, config.profile_width),
+            nn.GELU(),
+            nn.Linear(config.profile_width, width),
+        )
+        self.head = nn.Linear(width, 1, bias=False)
+        self.register_buffer("profiles", torch.zeros(max(1, config.num_users), config.profile_features))  # (U, F)
+        self.users: dict[str, int] = {}
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._encoder: Encoder | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Table rows start at zero (an untrained user adds nothing), the projection small, the head small."""
+        if module is self.user_table:
+            nn.init.zeros_(self.user_table.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module is not self.head:
+                nn.init.zeros_(module.bias)
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | Path | PreTrainedModel,
+        tokenizer: "PreTrainedTokenizerBase",
+        profiles: dict[str, Sequence[ProfileItem]],
+        *,
+        encoder: str = "hashed",
+        **settings: Any,
+    ) -> Self:
+        """Make an untrained PRMU on a pretrained backbone; `profiles` are the training users and their items."""
+        loaded = AutoModel.from_pretrained(backbone) if isinstance(backbone, (str, Path)) else backbone
+        config = PRMUConfig(
+            backbone=_plain_config(loaded.config),
+            num_users=len(profiles),
+            profile_encoder=encoder,
+            profile_features=feature_size(encoder),
+            **settings,
+        )
+        model = cls(config)
+        missing, unexpected = model.backbone.load_state_dict(loaded.state_dict(), strict=False)
+        missing = [name for name in missing if not name.startswith("pooler.")]  # an unused part of BERT's kind
+        assert not missing and not unexpected, f"backbone weights do not fit: {missing[:3]} {unexpected[:3]}"
+        model.tokenizer = tokenizer
+        model.users = {user: row for row, user in enumerate(sorted(profiles))}
+        encode = model.encoder
+        for user, row in model.users.items():
+            cast(Tensor, model.profiles)[row] = torch.from_numpy(encode(profiles[user]))
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load a PRMU with tokenizer and users from a folder or from the Hub; safetensors only. InputError where the
+        folder is not a PRMU's."""
+        name = pretrained_model_name_or_path
+        folder = Path(name)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(str(name), revision=kwargs.pop("revision", None)))
+        if not (folder / USERS_FILE).is_file():
+            raise InputError(f"{name} is not a PRMU: it has no {USERS_FILE}; give a folder made by `tagpr-train prmu`")
+        model = super().from_pretrained(folder, *args, use_safetensors=True, **kwargs)
+        model.users = json.loads((folder / USERS_FILE).read_text(encoding="utf-8"))
+        model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        return model.eval()
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Write config, weights, tokenizer and users; the folder loads by `from_pretrained`."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        write_text(Path(save_directory) / USERS_FILE, json.dumps(self.users, ensure_ascii=False, indent=0))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The frozen profile encoder, loaded at first use."""
+        if self._encoder is None:
+            self._encoder = profile_encoder(self.config.profile_encoder)
+        return self._encoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Give the backbone's word embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        user_index: Tensor | None = None,
+        user_vector: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Score sequences. input_ids, attention_mask (B, T) right-padded; user_index (B,) int64 rows of the table, or
+        user_vector (B, D) → logits (B, 1) in nats."""
+        embedded = self.get_input_embeddings()(input_ids)  # (B, T, D)
+        if self.config.use_user:
+            if user_vector is None:
+                assert user_index is not None, "a user is needed: user_index or user_vector"
+                user_vector = self.known_users(user_index)
+            embedded = torch.cat([user_vector.to(embedded.dtype).unsqueeze(1), embedded], dim=1)
+            attention_mask = torch.cat([attention_mask.new_ones(len(attention_mask), 1), attention_mask], dim=1)
+        hidden = self.backbone(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
+        last = attention_mask.sum(1) - 1  # (B,)
+        final = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
+        return SequenceClassifierOutput(logits=self.head(final.to(self.head.weight.dtype)))
+
+    def known_users(self, user_index: Tensor) -> Tensor:
+        """Give the vectors of table users: row + projected profile. (B,) → (B, D). In training a row is left out with
+        chance `user_dropout`."""
+        rows = self.user_table(user_index)
+        if self.training and self.config.user_dropout:
+            keep = torch.rand(len(rows), 1, device=rows.device) >= self.config.user_dropout
+            rows = rows * keep
+        return rows + self.profile_projection(cast(Tensor, self.profiles)[user_index])
+
+    @torch.inference_mode()
+    def embed_user(self, user: User) -> Tensor:
+        """Give a user's vector (D,): of a table user, or of anyone from past items (none: the empty profile)."""
+        if isinstance(user, Tensor):
+            return user
+        if isinstance(user, str):
+            if user not in self.users:
+                raise InputError(
+                    f"user {shorten(user)} is not among the {len(self.users)} users of this PRMU; "
+                    "give past items instead"
+                )
+            return self.known_users(torch.tensor([self.users[user]], device=self.device))[0]
+        features = torch.from_numpy(self.encoder(user)).to(self.device)
+        return self.profile_projection(features.to(self.head.weight.dtype))
+
+    def score(self, user: User, prompt: Prompt, completion: str) -> float:
+        """Score one completion for one user, in nats; higher is better."""
+        return self.score_batch([user], [prompt], [completion])[0]
+
+    @torch.inference_mode()
+    def score_batch(
+        self, users: Sequence[User], prompts: Sequence[Prompt], completions: Sequence[str], batch_size: int = 32
+    ) -> list[float]:
+        """Score many; sequences of like length share a batch. Equal users given as the same object are embedded once.
+        Raises InputError where the three differ in length."""
+        if not len(users) == len(prompts) == len(completions):
+            raise InputError(f"{len(users)} users, {len(prompts)} prompts and {len(completions)} completions: one each")
+        self.eval()
+        vectors: dict[Any, Tensor] = {}
+        for user in users:
+            key = user if isinstance(user, str) else id(user)
+            if key not in vectors:
+                vectors[key] = self.embed_user(user)
+        ids = [self.encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
+        scores = [0.0] * len(ids)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            input_ids, mask = pad([ids[row] for row in rows], self.device)
+            user_vectors = torch.stack(
+                [vectors[users[row] if isinstance(users[row], str) else id(users[row])] for row in rows]
+            )
+            logits = self(input_ids=input_ids, attention_mask=mask, user_vector=user_vectors).logits
+            for row, value in zip(rows, logits[:, 0].float().tolist(), strict=True):
+                scores[row] = value
+        return scores
+
+    def standardised(self, scores: Sequence[float]) -> list[float]:
+        """Give scores minus the training mean, over the training deviation: what the reward's sigmoid takes."""
+        return [(score - self.config.score_mean) / self.config.score_std for score in scores]
+
+    def encode(self, prompt: Prompt, completion: str) -> list[int]:
+        """Give the token ids of one prompt and completion. A sequence longer than `max_tokens` loses the front of its
+        prompt first: the completion is what is judged."""
+        assert self.tokenizer is not None, "a PRMU made by from_backbone or from_pretrained has a tokenizer"
+        front = self.tokenizer(_front(self.tokenizer, prompt), add_special_tokens=False)["input_ids"]
+        back = self.tokenizer(f"{completion}{self.tokenizer.eos_token or ''}", add_special_tokens=False)["input_ids"]
+        back = back[-self.config.max_tokens :]
+        room = self.config.max_tokens - len(back)
+        return [*front[max(0, len(front) - room) :], *back]
+
+
+def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Right-pad token ids: → input_ids (B, T), attention_mask (B, T), int64. Padding is id 0, masked out."""
+    longest = max(1, max((len(sequence) for sequence in sequences), default=1))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+        mask[row, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def pairwise_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, centring: float = 0.0) -> Tensor:
+    """Bradley-Terry loss with margin, -log σ(chosen - rejected - margin), plus `centring` times the mean square of
+    the pair's sum, which keeps scores around 0. (B,), (B,) → scalar in nats."""
+    loss = -nn.functional.logsigmoid(chosen - rejected - margin).mean()
+    return loss + centring * (chosen + rejected).square().mean() if centring else loss
+
+
+def _front(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt) -> str:
+    messages = (
+        [{"role": "user", "content": prompt}]
+        if isinstance(prompt, str)
+        else [message.model_dump(mode="json") for message in prompt]
+    )
+    if tokenizer.chat_template:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return "\n".join(message["content"] for message in messages) + "\n"
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """Give a backbone's config without the traces of its file (name, architecture, quantisation)."""
+    values = config.to_dict()
+    for key in ("_name_or_path", "architectures", "quantization_config", "transformers_version", "dtype"):
+        values.pop(key, None)
+    return values
+
+
+AutoConfig.register("prmu", PRMUConfig)
+AutoModel.register(PRMUConfig, PRMU)
