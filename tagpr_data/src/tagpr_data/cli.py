@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data import construct_cli
+from tagpr_data import construct_cli, tags_cli
 from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Build, validate and publish tagged reasoning corpora; rank and prompt LaMP exactly.",
 )
 app.add_typer(construct_cli.app, name="construct")
+app.add_typer(tags_cli.app, name="tags")
 
 
 @app.callback()
