@@ -316,6 +316,21 @@ class Prediction(Record):
     """Gold answer."""
 
 
+class Sample(Record):
+    """What a model wrote for one prompt; a line of `samples.jsonl` in an evaluation's run folder."""
+
+    key: Sha256
+    """Hash of model identity, prompt, sampling and seed: equal requests are made once."""
+    text: str
+    """Raw completion."""
+    finish_reason: FinishReason
+    """`length` means it was cut."""
+    input_tokens: int | None = None
+    """Prompt tokens, where counted."""
+    output_tokens: int | None = None
+    """Completion tokens, where counted."""
+
+
 class RunManifest(Record):
     """What a run was and how to repeat it; rewritten with status `complete` at its end."""
 

@@ -13,12 +13,13 @@ from tagpr_data.records import (
     Record,
     Rejected,
     RunManifest,
+    Sample,
     Task,
     Trace,
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    Candidate, CorpusManifest, DatasetManifest, Example, Prediction, ProfileItem, Rejected, RunManifest, Task, Trace,
+    Candidate, CorpusManifest, DatasetManifest, Example, Prediction, ProfileItem, Rejected, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 
