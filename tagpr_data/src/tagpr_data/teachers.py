@@ -150,8 +150,8 @@ def _classification(
         rival = max(rivals, key=lambda number: (counts[labels[number]], len(shared[number - 1]), -number))
         steps.append(("compare_options", f'[P{nearest}] speaks for "{answer}", [P{rival}] for "{labels[rival]}".'))
         steps.append(("resolve_conflict", _support(nearest, evidence, answer, _suggestion(topic, answer))))
-    if supporters and rng.random() < 0.4:
-        steps.append(("verify_answer", f"{answer} agrees with {_cited(supporters[:3])}."))
+    if supporters and rng.random() < 0.25:
+        steps.append(("verify_answer", f"{answer} agrees with {_cited(supporters[:2])}."))
     return steps, answer
 
 
@@ -196,12 +196,10 @@ def _agreement(labels: dict[int, str], counts: Counter[str], rng: random.Random)
     numbers = [number for number, label in labels.items() if label == usual]
     if len(counts) == 1:
         opening = rng.choice(("All agree", "No difference"))
-        return f'{opening}: {_cited(numbers)} are "{usual}".'
+        return f'{opening}: {_range(numbers)} are all "{usual}".'
     if usual_count == 1:
-        return f"{rng.choice(('No two agree', 'All differ'))}: {_cited(list(labels))}."
-    others = [number for number, label in labels.items() if label != usual]
-    verb = "differs" if len(others) == 1 else "differ"
-    return f'{usual_count} of {len(labels)} are "{usual}": {_cited(numbers)}; {_cited(others)} {verb}.'
+        return f"{rng.choice(('No two agree', 'All differ'))}: {_range(list(labels))}."
+    return f'{_cited(numbers)} are "{usual}", {usual_count} of {len(labels)}.'
 
 
 def _support(number: int, evidence: Sequence[tuple[str, str]], answer: str, otherwise: str) -> str:
@@ -258,27 +256,26 @@ def _generation(
     without = [number for number in seen if not forms[number].prefix]
     if len(seen) > 1:
         steps.append(("identify_patterns", _habit(seen, with_prefix, without, forms)))
-    if topic:
-        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
     if not seen:
-        steps.append(("resolve_conflict", f"Nothing is known about this user, so {task.answer_form} from the input."))
-    elif with_prefix and without:
-        choice = "has one" if own.prefix else "has none"
         steps.append(
-            ("resolve_conflict", f"[P{with_prefix[0]}] has a prefix, [P{without[0]}] has none; this one {choice}.")
+            ("resolve_conflict", f"Nothing is known about this user, so the input alone gives {task.answer_form}.")
         )
+    elif with_prefix and without:
+        choice = "here one fits" if own.prefix else "here none is needed"
+        steps.append(("resolve_conflict", f"[P{with_prefix[0]}] has a prefix, [P{without[0]}] has none; {choice}."))
     else:
         steps.append(("infer_preference", _style(seen, with_prefix, forms)))
+    if topic:
+        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
     if own.prefix:
         if len(body.split()) <= 12:
             steps.append(("draft_answer", body))
-        same = [number for number in with_prefix if forms[number].prefix == own.prefix]
-        source = f" as in [P{same[0]}]" if same else ", which the input names" if _names(query, own.prefix) else ""
-        steps.append(("apply_preference", f"Prefix {own.prefix}{source}."))
-    elif seen:
-        steps.append(("apply_preference", f"No prefix, {_count(len(body.split()), 'word')}."))
-    if len(steps) < 2:
-        steps.append(("verify_answer", f"{_count(len(body.split()), 'word')}."))
+        same = [number for number, form in forms.items() if form.prefix == own.prefix]
+        where = f" as in [P{same[0]}]" if same else ", which the input names" if _names(query, own.prefix) else ""
+        steps.append(("apply_preference", f"Prefix {own.prefix}{where or ', a new one'}."))
+    else:
+        first = "lower case" if own.is_lower else "a capital"
+        steps.append(("apply_preference", f"No prefix, {_count(len(body.split()), 'word')}, {first} first."))
     return steps, answer
 
 
@@ -288,7 +285,7 @@ def _form(text: str) -> _Form:
     prefix = match[1] if match else None
     rest = text[match.end() :] if match else text
     is_cut = text.endswith("…")
-    opening = re.match(r"(?:[^\s\"<>…]{1,23}(?: |$)){1,4}", text)
+    opening = re.match(r"(?:[^\s\"<>\[\]…]{1,23}(?: |$)){1,3}", text)
     return _Form(
         opening=opening[0].rstrip(" ,;:") if opening else "",
         prefix=prefix,
@@ -299,14 +296,15 @@ def _form(text: str) -> _Form:
 
 def _habit(seen: list[int], with_prefix: list[int], without: list[int], forms: dict[int, _Form]) -> str:
     if not without:
-        habit = f"{_cited(seen)} all have a prefix"
+        habit = f"{_range(seen)} all have a prefix"
     elif not with_prefix:
-        habit = f"{_cited(seen)} have no prefix"
+        habit = f"{_range(seen)} have no prefix"
     else:
-        verb = "has" if len(with_prefix) == 1 else "have"
-        habit = f"{len(with_prefix)} of {len(seen)} {verb} a prefix: {_cited(with_prefix)}"
+        share = f"{len(with_prefix)} of {len(seen)}"
         if len(with_prefix) == 1:
-            habit += f", not {_cited(without)}"
+            habit = f"{share} has a prefix: {_cited(with_prefix)}, not {_cited(without[:1])}"
+        else:
+            habit = f"{share} have a prefix, as {_cited(with_prefix[:2])}"
     lengths = [length for number in seen if (length := forms[number].words) is not None]
     if len(lengths) < len(seen):
         return f"{habit}."
@@ -316,8 +314,8 @@ def _habit(seen: list[int], with_prefix: list[int], without: list[int], forms: d
 
 def _style(seen: list[int], with_prefix: list[int], forms: dict[int, _Form]) -> str:
     lower = sum(forms[number].is_lower for number in seen)
-    case = "lower case" if 2 * lower > len(seen) else "a capital" if 2 * lower < len(seen) else "either case"
-    return f"This user sets a prefix, then goes on in {case}." if with_prefix else f"This user starts with {case}."
+    case = "in lower case" if 2 * lower > len(seen) else "with a capital" if 2 * lower < len(seen) else "in either case"
+    return f"This user sets a prefix, then goes on {case}." if with_prefix else f"This user starts {case}."
 
 
 def _predicted_text(query: str, forms: dict[int, _Form]) -> str:
@@ -337,10 +335,15 @@ def _predicted_text(query: str, forms: dict[int, _Form]) -> str:
 # Words, citations, small grammar.
 
 _WORD = re.compile(r"[^\W\d_](?:[\w'./+-]*\w)?")
+_HASH = re.compile(r"[0-9a-f]{7,}")
+_CODE = re.compile(r"\w_\w|[a-z][A-Z]|[A-Za-z]\d|/")
 _COMMON = frozenset(
     re.findall(
         r"\S+",
         """
+        afterwards already cherry commit currently existing however picked rather similarly therefore
+        actually add added adds allow always avoid change changed changes check correct fix fixed fixes instead
+        make makes made move never remove removed removes
         about after again all also and any are aren't because been before being both but can can't cannot could did
         didn't does doesn't don't down each else even ever for from get gets got had has hasn't have having her here
         his how i.e if into isn't it's its itself just like may might more most much must need needs new not now off
@@ -356,7 +359,7 @@ def _content_words(text: str) -> list[str]:
     """Give the telling words of a text in order, each once, as they stand; 3 to 20 characters."""
     found: dict[str, str] = {}
     for word in _WORD.findall(text):
-        if 3 <= len(word) <= 20 and word.lower() not in _COMMON:
+        if 3 <= len(word) <= 20 and word.lower() not in _COMMON and not _HASH.fullmatch(word):
             found.setdefault(word.lower(), word)
     return list(found.values())
 
@@ -373,13 +376,12 @@ def _content(item: ProfileItem) -> str:
     return f"{item.title or ''}\n{item.text}"
 
 
-def _topic(query: str, first: Sequence[str], limit: int = 3) -> list[str]:
-    """Give up to `limit` telling words of the query in its order; those in `first` (lower case) are preferred."""
+def _topic(query: str, first: Sequence[str], limit: int = 2) -> list[str]:
+    """Give up to `limit` telling words of the query in its order: those in `first` (lower case), then names of code
+    (`glXWait`, `fb_copy`), then long words, which are rarer than short ones."""
     words = _content_words(query)
-    chosen = [word for word in words if word.lower() in first][:limit]
-    rest = [word for word in words if word not in chosen]
-    chosen += rest[: limit - len(chosen)]
-    return [word for word in words if word in chosen]
+    by_worth = sorted(words, key=lambda word: (word.lower() not in first, not _CODE.search(word), -len(word)))
+    return [word for word in words if word in by_worth[:limit]]
 
 
 def _names(query: str, label: str) -> bool:
@@ -394,11 +396,18 @@ def _most_similar(items: Sequence[ProfileItem], shared: Sequence[Sequence[tuple[
 
 
 def _is_quotable(label: str | None) -> bool:
-    return bool(label) and not re.search(r"[\"<>\n…]", label or "")
+    return bool(label) and not re.search(r"[\"<>\[\]\n…]", label or "")
 
 
 def _cited(numbers: Sequence[int]) -> str:
     return _listing([f"[P{number}]" for number in numbers])
+
+
+def _range(numbers: Sequence[int]) -> str:
+    """Cite ascending numbers, as a range where they leave none out."""
+    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"[P{numbers[0]}] to [P{numbers[-1]}]"
+    return _cited(numbers)
 
 
 def _quoted_listing(words: Sequence[str]) -> str:
