@@ -1,6 +1,14 @@
 """The command `tagpr-train`: a thin shell. Results go to stdout, progress to stderr; exit code 1 means "checked and
 bad", 2 "used wrongly". Heavy imports stand inside the commands, so that `--help` answers at once."""
 
+import logging
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
 import typer
 
 from tagpr_data.errors import run_cli
@@ -12,10 +20,109 @@ app = typer.Typer(
     help="Train a personalized language model: SFT, PRMU, RL.",
 )
 
+_PLAIN_SECONDS = 10  # between progress lines where stderr is no terminal
+
 
 @app.callback()
 def _root() -> None:
-    """Hold the subcommands together even while there is one."""
+    """Show what the stages say about themselves on stderr."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tagpr_train").setLevel(logging.INFO)
+
+
+@app.command("base-model")
+def base_model_command(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder to write [default: in the user's cache].")
+    ] = None,
+) -> None:
+    """Make the embedded base model SmolLM2-135M-Instruct ready and print its folder.
+
+    Example: tagpr-eval run --model "hf:$(tagpr-train base-model)" …
+    """
+    from tagpr_train.base_model import embedded_folder
+
+    typer.echo(embedded_folder(output))
+
+
+@app.command()
+def sft(
+    config: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="Save merged weights instead of the adapter.")] = False,
+) -> None:
+    """Fine-tune a model on the traces of a corpus.
+
+    Example: tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml --set seed=1
+    """
+    from tagpr_data.config import load
+    from tagpr_train.config import Sft
+
+    settings = load(Sft, config, [*(overrides or []), *(["merge=true"] if merge else [])])
+    _be_quiet()
+    from tagpr_train.sft import train
+
+    with _progress(settings.max_minutes) as report:
+        manifest = train(settings, resume=resume, report=report)
+    if manifest.status == "running":
+        typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
+        raise typer.Exit(143)
+    results = manifest.results
+    validation = results["validation_loss"]
+    typer.echo(
+        f"{settings.output / 'model'}: {results['steps']} steps, {results['examples']} examples, "
+        f"loss {results['train_loss_last_10']:.3f}, "
+        f"validation {'not measured' if validation is None else f'{validation:.3f}'}, "
+        f"{results['seconds']:.0f} s, {results['tokens_per_second']:.0f} tokens/s, {results['peak_memory_gib']} GiB"
+    )
+
+
+@contextmanager
+def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], None], None, None]:
+    """Show loss, speed, memory and time left: a bar on a terminal, else a line every few seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    last = -float(_PLAIN_SECONDS)
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("preparing", total=None)
+
+        def report(line: dict[str, Any]) -> None:
+            nonlocal last
+            text = describe(line)
+            if console.is_terminal and "loss" in line:
+                spent = line["seconds"] / (minutes * 60) if minutes else 0.0
+                bar.update(task, description=text, total=1.0, completed=max(spent, line["step"] / line["steps"]))
+            elif "validation_loss" in line or time.monotonic() - last >= _PLAIN_SECONDS:
+                last = time.monotonic()
+                bar.console.print(text, highlight=False, soft_wrap=True)
+
+        yield report
+
+
+def describe(line: dict[str, Any]) -> str:
+    """Give a line of metrics.jsonl for people."""
+    if "loss" not in line:
+        return f"step {line['step']}: validation loss {line['validation_loss']:.3f}"
+    return (
+        f"step {line['step']}: loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
+        f"{line['memory_gib']:.1f} GiB, {line['seconds_left']:.0f} s left"
+    )
+
+
+def _be_quiet() -> None:
+    """Keep the libraries' own bars and notes off stderr; their errors still come through."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def main() -> None:

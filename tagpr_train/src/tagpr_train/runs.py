@@ -1,0 +1,155 @@
+"""Run folders: what a run was, where it stands, and how to repeat it.
+
+    run.json         records.RunManifest, written at the start, rewritten at the end
+    metrics.jsonl    one line per logged step
+    checkpoints/     step-N folders that a run continues from; each appears whole or not at all
+    model/           what the run produced; its presence means the run got to its end
+
+Guarantee: a folder is used by one process at a time and by one configuration ever.
+"""
+
+import errno
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from tagpr_data.config import Config
+from tagpr_data.errors import InputError, shorten
+from tagpr_data.records import RunManifest
+from tagpr_data.tables import read_json, write_json
+
+PACKAGES = ("tagpr-data", "tagpr-train", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
+"""Whose versions a manifest lists."""
+
+
+def open_run(
+    folder: Path, kind: Literal["sft", "prmu", "rl"], config: Config, data: Mapping[str, str], seed: int, resume: bool
+) -> RunManifest:
+    """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there.
+
+    InputError when the folder holds an unfinished run and `resume` is off, or a run of other settings or data.
+    """
+    path = folder / "run.json"
+    settings = config.model_dump(mode="json")
+    if path.exists():
+        found = read_json(path, RunManifest)
+        if not resume:
+            state = "a finished run" if found.status == "complete" else "an unfinished run; --resume continues it"
+            raise InputError(f"{folder} holds {state}; choose another output folder or remove it")
+        _same(folder, "settings", found.config, settings)
+        _same(folder, "data", found.data, dict(data))
+        return found
+    manifest = RunManifest(
+        kind=kind,
+        status="running",
+        config=settings,
+        data=dict(data),
+        seed=seed,
+        versions=versions(),
+        git_revision=git_revision(),
+    )
+    write_json(path, manifest)
+    return manifest
+
+
+def finish_run(
+    folder: Path, manifest: RunManifest, status: Literal["complete", "partial"], results: dict[str, Any]
+) -> None:
+    """Rewrite the manifest with how the run ended."""
+    write_json(folder / "run.json", manifest.model_copy(update={"status": status, "results": results}))
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of Python, the platform and `PACKAGES`, as far as they are installed."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_revision() -> str | None:
+    """Give the commit of the checkout this code lies in, `+dirty` when it has changes; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = _git(here, "rev-parse", "HEAD")
+        dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+dirty" if dirty else commit
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Generator[Path, None, None]:
+    """Give a temporary folder beside `folder` to fill; it takes the name at the end, replacing an older one.
+
+    On any error it is removed; a full disk is an OSError (ENOSPC) whatever the library underneath raised.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except Exception as error:  # torch and safetensors report a full disk as errors of their own
+        if "No space left" in str(error) and not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+class Metrics:
+    """The file metrics.jsonl: one JSON object a line, flushed as it is written."""
+
+    def __init__(self, path: Path, after_step: int = 0) -> None:
+        """Open for appending; lines after `after_step` (of steps that a resumed run takes again) are dropped."""
+        kept = [line for line in _lines(path) if line.get("step", 0) <= after_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one line."""
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _lines(path: Path) -> Generator[dict[str, Any], None, None]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # a torn last line, written again by the resumed run
+
+
+def _same(folder: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise InputError(
+                f"{folder} holds a run of other {what}: {key} is {shorten(found.get(key))} there and "
+                f"{shorten(wanted.get(key))} now; choose another output folder"
+            )
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
