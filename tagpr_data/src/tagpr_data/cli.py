@@ -124,7 +124,8 @@ def _progress_over(path: Path, what: str) -> Generator[Callable[[int], None], No
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=path.stat().st_size if path.is_file() else None)
         yield lambda count: progress.advance(bar, count)
 
