@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagpr_data import dataset, tables
-from tagpr_data.dataset import Dataset, write_dataset
+from tagpr_data.dataset import Dataset, write_chunks, write_dataset
 from tagpr_data.dates import interval
 from tagpr_data.errors import InputError
 from tagpr_data.records import Example, ProfileItem, Task
@@ -251,3 +251,29 @@ def test_dates_of_each_precision_span_what_they_say():
 def test_a_date_that_cannot_be_read_is_named(text):
     with pytest.raises(InputError, match="cannot be read"):
         interval(text)
+
+
+def test_chunks_hold_the_same_as_one_writing(tmp_path):
+    items = [item(f"u{user}", n) for user in range(4) for n in range(3)]
+    examples = [example(f"e{user}", user_id=f"u{user}", profile_id=f"u{user}") for user in range(4)]
+    write(tmp_path / "whole", {"train": examples}, items)
+    skipped: dict[str, int] = {}
+
+    def chunks():
+        for user in range(0, 4, 2):
+            skipped["seen"] = user
+            own = {f"u{user}", f"u{user + 1}"}
+            yield (
+                {"train": [e for e in examples if e.user_id in own], "test": []},
+                [i for i in items if i.profile_id in own],
+            )
+
+    manifest = write_chunks(
+        tmp_path / "parts", name="toy", source="x", licence="x", tasks=(COLOUR,), chunks=chunks(), parameters={},
+        skipped=skipped,
+    )  # fmt: skip
+    whole, parts = Dataset.load(tmp_path / "whole"), Dataset.load(tmp_path / "parts")
+    assert parts.profiles.equals(whole.profiles)
+    assert parts.examples("train") == whole.examples("train")
+    assert parts.examples("test") == []
+    assert (manifest.users, manifest.skipped) == (4, {"seen": 2})

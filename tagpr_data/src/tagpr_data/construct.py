@@ -83,32 +83,34 @@ def histories(task: Task, events: Iterable[Event], options: SplitOptions) -> His
     by_user: dict[str, list[Event]] = {}
     for event in events:
         by_user.setdefault(event.user_id, []).append(event)
-    kept = sorted(user for user, own in by_user.items() if len(own) >= options.min_history)
+    kept = [user for user, own in by_user.items() if len(own) >= options.min_history]
     result = Histories()
     left_out = sum(len(own) for own in by_user.values()) - sum(len(by_user[user]) for user in kept)
     if left_out:
         result.skipped[f"{task.name}: user with fewer than {options.min_history}"] = left_out
-    roles = _roles(kept, options)
-    for user in kept:
-        own = sorted(by_user[user], key=lambda event: (event.moment, event.event_id))
-        result.add(_history(task, own, roles[user], options))
+    for user, role in roles(kept, options).items():
+        result.add(history(task, by_user[user], role, options))
     return result
 
 
-def _roles(users: Sequence[str], options: SplitOptions) -> dict[str, Split | None]:
-    """Give the one split of each user, or None where its own events are split by time."""
-    shuffled = list(users)
+def roles(users: Iterable[str], options: SplitOptions) -> dict[str, Split | None]:
+    """Give the one split of each user, or None where its own events are split by time; in the order of the names."""
+    users = sorted(users)
+    shuffled = users.copy()
     random.Random(options.seed).shuffle(shuffled)
     test = round(len(users) * options.test_users)
     validation = round(len(users) * options.validation_users) if options.split == "user" else 0
     rest: Split | None = "train" if options.split == "user" else None
-    return {
+    given: dict[str, Split | None] = {
         user: "test" if rank < test else "validation" if rank < test + validation else rest
         for rank, user in enumerate(shuffled)
     }
+    return {user: given[user] for user in users}
 
 
-def _history(task: Task, own: Sequence[Event], role: Split | None, options: SplitOptions) -> Histories:
+def history(task: Task, events: Sequence[Event], role: Split | None, options: SplitOptions) -> Histories:
+    """Give the examples and the profile of one user; `events` are all of that user's, in any order."""
+    own = sorted(events, key=lambda event: (event.moment, event.event_id))
     moments = [event.moment for event in own]
     sizes = [bisect_left(moments, moment) for moment in moments]
     askable = [place for place, size in enumerate(sizes) if size >= options.min_earlier]

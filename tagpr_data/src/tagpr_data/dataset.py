@@ -16,6 +16,7 @@ from tagpr_data.dates import interval
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import DatasetManifest, Example, FileEntry, ProfileItem, Split, Task
 from tagpr_data.tables import (
+    arrow_schema,
     content_hash,
     frame_from_records,
     read_json,
@@ -23,7 +24,6 @@ from tagpr_data.tables import (
     read_table,
     sha256_file,
     write_json,
-    write_table,
 )
 from tagpr_data.tasks import find_task
 
@@ -54,21 +54,52 @@ def write_dataset(
     unique, task defined, output among the task's labels, profile there and long enough, positions from 0 without
     gaps, no item of an example's profile dated after the example.
     """
+    return write_chunks(
+        folder,
+        name=name,
+        source=source,
+        licence=licence,
+        tasks=tasks,
+        chunks=[(examples, items)],
+        parameters=parameters,
+        skipped=skipped,
+    )
+
+
+def write_chunks(
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    licence: str,
+    tasks: Sequence[Task],
+    chunks: "Iterable[tuple[Mapping[Split, Iterable[Example] | pl.DataFrame], Iterable[ProfileItem] | pl.DataFrame]]",
+    parameters: Mapping[str, Any],
+    skipped: Mapping[str, int],
+) -> DatasetManifest:
+    """Do what `write_dataset` does with one chunk of examples and items after another in memory.
+
+    A chunk holds whole profiles and all their examples; example ids and profile ids ascend from chunk to chunk.
+    `skipped` is read at the end, so it may still be counted while the chunks come.
+    """
     check_target(folder, name)
-    frames: dict[Split, pl.DataFrame] = {
-        split: _frame(examples[split], Example) for split in SPLITS if split in examples
-    }
-    profiles = _frame(items, ProfileItem)
-    _check(frames, profiles, tasks)
+    users: set[str] = set()
     with atomic_folder(folder) as temporary:
-        files: dict[str, FileEntry] = {}
-        for split, frame in frames.items():
-            file = f"examples/{split}.parquet"
-            files[file] = write_table(temporary / file, frame, Example, ["id"])
-        files[PROFILES] = write_table(temporary / PROFILES, profiles, ProfileItem, ["profile_id", "position"])
-        users: set[str] = set()
-        for frame in frames.values():
-            users.update(frame["user_id"])
+        writers = {PROFILES: _Writer(temporary / PROFILES, ProfileItem, ["profile_id", "position"])}
+        for examples, items in chunks:
+            frames: dict[Split, pl.DataFrame] = {
+                split: _frame(examples[split], Example) for split in SPLITS if split in examples
+            }
+            profiles = _frame(items, ProfileItem)
+            _check(frames, profiles, tasks)
+            writers[PROFILES].write(profiles)
+            for split, frame in frames.items():
+                file = f"examples/{split}.parquet"
+                if file not in writers:
+                    writers[file] = _Writer(temporary / file, Example, ["id"])
+                writers[file].write(frame)
+                users.update(frame["user_id"])
+        files = {file: writer.close() for file, writer in sorted(writers.items())}
         manifest = DatasetManifest(
             name=name,
             source=source,
@@ -78,7 +109,7 @@ def write_dataset(
             content_hash=content_hash(tasks, files),
             users=len(users),
             parameters=dict(parameters),
-            skipped=dict(skipped),
+            skipped=dict(sorted(skipped.items())),
         )
         write_json(temporary / MANIFEST, manifest)
     return manifest
@@ -192,6 +223,38 @@ def atomic_folder(folder: Path) -> Generator[Path, None, None]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+class _Writer:
+    """One Parquet file, written in chunks of ascending key; the same chunks give the same bytes."""
+
+    def __init__(self, path: Path, model: "type[Example] | type[ProfileItem]", key: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(exist_ok=True)
+        self._path, self._key, self._schema = path, key, arrow_schema(model)
+        self._writer = pq.ParquetWriter(path, self._schema, compression="zstd")
+        self._rows = 0
+        self._last: tuple[Any, ...] = ()
+
+    def write(self, frame: "pl.DataFrame") -> None:
+        import pyarrow as pa
+
+        if frame.is_empty():
+            return
+        frame = frame.select(self._schema.names).sort(*self._key)
+        first, last = frame.select(self._key).row(0), frame.select(self._key).row(-1)
+        assert self._last < first, f"chunks must ascend by {self._key}: {first} after {self._last}"
+        table = pa.Table.from_batches(frame.to_arrow().cast(self._schema).combine_chunks().to_batches(), self._schema)
+        self._writer.write_table(table, row_group_size=100_000)
+        self._rows += frame.height
+        self._last = last
+
+    def close(self) -> FileEntry:
+        self._writer.close()
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
+        return FileEntry(rows=self._rows, sha256=sha256_file(self._path))
 
 
 def _frame(records: "Iterable[Any] | pl.DataFrame", model: "type[Example] | type[ProfileItem]") -> "pl.DataFrame":
