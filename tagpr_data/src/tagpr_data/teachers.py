@@ -268,7 +268,7 @@ def _generation(
     if topic:
         steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
     if own.prefix:
-        if len(body.split()) <= 12:
+        if len(body.split()) <= 12 and not re.search(r"\[P|<", body):
             steps.append(("draft_answer", body))
         same = [number for number, form in forms.items() if form.prefix == own.prefix]
         where = f" as in [P{same[0]}]" if same else ", which the input names" if _names(query, own.prefix) else ""
