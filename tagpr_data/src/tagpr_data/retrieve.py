@@ -10,6 +10,9 @@ the official LaMP code:
     random           without replacement, drawn anew for each (seed, query): ours
     random-official  with replacement, so items may repeat; officially from one unseeded generator (`official_draw`)
     ranked, full     the given order. Officially `ranked` is a profile ranked beforehand, and there is no `full`.
+    dense            dot product of vectors from an `encode` function that the caller brings; of equal scores the
+                     earlier item first. Officially torch.topk, whose order of equal scores is undefined.
+    hybrid           bm25 and dense joined by reciprocal rank fusion (`fuse`): ours, nothing official
 
 Bm25's guarantee is equality, its price an index of some 20 bytes for each distinct word of each item. It reads about
 15 million words a second: words are cut out of the UTF-8 bytes with numpy, numbered by Arrow, never Python strings.
@@ -33,6 +36,9 @@ import pyarrow.compute as pc
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.introsort import argsort
 
+Encode = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+"""N texts → their vectors, (N, D) float32. `tagpr_eval.encoders` has some, `embed_cache.py` remembers vectors."""
+
 _K1, _B, _EPSILON = 1.5, 0.75, 0.25  # the defaults of rank_bm25, which the official code uses
 
 _ASCII_SPACES = bytes(code for code in range(128) if chr(code).isspace())
@@ -47,6 +53,7 @@ class Request:
     texts: Sequence[str]
     dates: Sequence[str | None] | None
     seed: int
+    encode: Encode | None
 
 
 def rank(
@@ -56,13 +63,15 @@ def rank(
     *,
     dates: Sequence[str | None] | None = None,
     seed: int = 0,
+    encode: Encode | None = None,
 ) -> list[int]:
     """Rank the items of one profile for one query: all positions in `texts`, best first (`none` gives an empty list,
-    `random-official` may repeat positions). `dates` matter to `recency` only, `seed` to the random ones, which mix it
-    with the query, so that one seed serves a whole run. Raises InputError for an unknown name and for a bad date."""
+    `random-official` may repeat positions). `dates` matter to `recency` only, `encode` to `dense` and `hybrid`, `seed`
+    to the random ones, which mix it with the query, so that one seed serves a whole run. Raises InputError for an
+    unknown name, a bad date, a missing encoder and vectors that are not finite."""
     if retriever not in RETRIEVERS:
         raise InputError(f"unknown retriever {shorten(retriever)}; known: {', '.join(RETRIEVERS)}")
-    return RETRIEVERS[retriever](Request(query, texts, dates, seed))
+    return RETRIEVERS[retriever](Request(query, texts, dates, seed, encode))
 
 
 class Bm25:
@@ -131,6 +140,34 @@ def rank_recency(request: Request) -> list[int]:
     return sorted(range(size), key=keys.__getitem__)[::-1]
 
 
+def rank_dense(request: Request) -> list[int]:
+    """Rank by the dot product of query and item vectors, taken as the encoder gives them (normalised or not) and added
+    up in float64; equal scores in profile order, so that equal texts keep it. Raises InputError without an encoder and
+    for vectors of a wrong shape or not finite."""
+    if request.encode is None:
+        raise InputError("the retrievers dense and hybrid need an encoder, a function from texts to vectors")
+    if not request.texts:
+        return []
+    vectors = np.asarray(request.encode([*request.texts, request.query]), np.float64)  # (N + 1, D)
+    if vectors.ndim != 2 or len(vectors) != len(request.texts) + 1:
+        raise InputError(f"the encoder gave vectors of shape {vectors.shape} for {len(request.texts) + 1} texts")
+    if not np.isfinite(vectors).all():
+        text = [*request.texts, request.query][int(np.isfinite(vectors).all(axis=1).argmin())]
+        raise InputError(f"the encoder gave a vector that is not finite for {shorten(text)}")
+    scores = (vectors[:-1] * vectors[-1]).sum(axis=1)  # not `@`: BLAS may give equal rows different last bits
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def fuse(*rankings: Sequence[int], constant: int = 60) -> list[int]:
+    """Join full rankings of the same positions: sum over rankings of 1 / (constant + rank), rank from 1. Equal sums in
+    the order of the first ranking. Source: Cormack, Clarke and Büttcher, Reciprocal Rank Fusion, SIGIR 2009."""
+    scores = dict.fromkeys(rankings[0], 0.0)
+    for ranking in rankings:
+        for place, position in enumerate(ranking, start=1):
+            scores[position] += 1 / (constant + place)
+    return sorted(scores, key=scores.__getitem__, reverse=True)  # sorted keeps the order of equal ones, reversed too
+
+
 def official_draw(generator: random.Random, size: int, k: int) -> list[int]:
     """Draw k positions out of `size` with replacement, as the official `random` retriever does; k may exceed `size`.
     That one draws from Python's global generator each time a sample is read: one `random.Random(seed)`, handed from
@@ -152,6 +189,10 @@ def _rank_random_official(request: Request) -> list[int]:
     return official_draw(_generator(request), len(request.texts), len(request.texts))
 
 
+def _rank_hybrid(request: Request) -> list[int]:
+    return fuse(_rank_bm25(request), rank_dense(request))
+
+
 def _rank_as_given(request: Request) -> list[int]:
     return list(range(len(request.texts)))
 
@@ -168,6 +209,8 @@ RETRIEVERS: dict[str, Callable[[Request], list[int]]] = {
     "random-official": _rank_random_official,
     "ranked": _rank_as_given,
     "full": _rank_as_given,
+    "dense": rank_dense,
+    "hybrid": _rank_hybrid,
 }
 
 
@@ -217,15 +260,15 @@ def _date_key(date: str | None, position: int, size: int) -> tuple[int, ...]:
         raise InputError(
             f"recency needs a date on every item, but {where} has none; only LaMP's time-based split has dates"
         )
-    if re.fullmatch(r"[0-9]+(-[0-9]+)*", date):
+    if re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})*", date):
         return tuple(map(int, date.split("-")))
     try:
         moment = datetime.fromisoformat(date)
-    except ValueError:
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment
+    except (ValueError, OverflowError):  # the latter: year 1 or 9999 moved over the edge by its zone
         raise InputError(
             f"{where} has the date {shorten(date)}; recency reads YYYY-MM-DD or an ISO date-time"
         ) from None
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment
     return (*moment.timetuple()[:6], moment.microsecond)
 
 
