@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 app.add_typer(construct_cli.app, name="construct")
 app.add_typer(tags_cli.app, name="tags")
+import_app = typer.Typer(no_args_is_help=True, help="Bring published data into a data set folder.")
+app.add_typer(import_app, name="import")
 
 
 @app.callback()
@@ -116,6 +118,23 @@ def prompts_command(
     with _progress_over(questions, "prompting") as on_bytes:
         export = write_prompts(output, Ranker(task, questions, retriever, seed, on_bytes), loaded, k, max_length)
     _tell_export(output, export.rows, export.notes)
+
+
+@import_app.command("lamp")
+def import_lamp_command(
+    task: LampTask,
+    questions: LampQuestions,
+    output: Annotated[Path, typer.Option(help="Data set folder to write.")],
+    outputs: Annotated[Path | None, typer.Option(help="LaMP output file with the golds; none for test.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation (LaMP's dev) or test.")] = "validation",
+) -> None:
+    """Write a LaMP question file and its golds as a data set folder."""
+    from tagpr_data.lamp.convert import import_lamp
+
+    with _progress_over(questions, "importing") as on_bytes:
+        manifest = import_lamp(task, questions, outputs, output, split, on_bytes)
+    rows = sum(entry.rows for name, entry in manifest.files.items() if name.startswith("examples/"))
+    typer.echo(f"{output}: {rows} examples of {manifest.users} users, content {manifest.content_hash[:12]}")
 
 
 @contextmanager
