@@ -13,7 +13,7 @@ from tagpr_data.errors import CheckFailed, InputError, shorten
 
 app = typer.Typer(no_args_is_help=True, help="Check texts against the tag grammar.")
 
-TagsetFile = Annotated[Path | None, typer.Option("--tagset", help="Tag-set file (TOML) [default: tagpr-9].")]
+TagsetFile = Annotated[Path | None, typer.Option("--tagset", help="Tag-set file (TOML); without it tagpr-9.")]
 
 
 @app.command()
