@@ -92,6 +92,8 @@ class CorpusConfig(Config):
     """Which attempts are kept."""
     seed: int = 0
     """Everything random derives from it."""
+    html_report: bool = True
+    """Whether validation writes HTML data docs beside its JSON; costs a few seconds."""
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -365,13 +367,14 @@ def _select_stage(
 def _validate_stage(config: CorpusConfig, manifest: CorpusManifest, stages: _Stages) -> None:
     report = config.out / "data_docs"
     checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-    inputs = _hash(sha256_file(config.out / MANIFEST), _code(validate, tags), checks)
+    inputs = _hash(sha256_file(config.out / MANIFEST), _code(validate, tags), checks, config.html_report)
     if stages.is_done("validate", inputs) and (report / "report.json").is_file():
         stages.skip("validate", "passed before")
         return
-    outcome = validate.validate(config.out, config.tagset, report)
+    outcome = validate.validate(config.out, config.tagset, report, config.html_report)
     validate.raise_for(outcome, config.out)
-    line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {report / 'index.html'}"
+    page = report / ("index.html" if config.html_report else "report.json")
+    line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"
     stages.finish("validate", inputs, line)
 
 
@@ -381,7 +384,7 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     for split in dataset.splits:
         for example in dataset.examples(split):
             split_of.setdefault(example.user_id, set()).add(split)
-    settings = config.model_dump(mode="json", exclude={"name", "dataset", "out", "tagset"})
+    settings = config.model_dump(mode="json", exclude={"name", "dataset", "out", "tagset", "html_report"})
     return {
         **settings,
         "min_score": config.selection.min_score,

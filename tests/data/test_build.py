@@ -1,0 +1,157 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tagpr_data.build import CorpusConfig, build, choose_examples
+from tagpr_data.cli import app
+from tagpr_data.config import load
+from tagpr_data.errors import InputError
+from tagpr_data.records import CorpusManifest, Rejected, Trace
+from tagpr_data.tables import read_json, read_records
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of the corpus itself: no working files, no report (it names the time it was made)."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return {
+        str(name): (folder / name).read_bytes()
+        for name in names
+        if name.parts[0][0] != "." and "data_docs" not in name.parts
+    }
+
+
+def changed(config: CorpusConfig, **changes: object) -> CorpusConfig:
+    return CorpusConfig.model_validate({**config.model_dump(), **changes})
+
+
+def stages(config: CorpusConfig) -> dict[str, bool]:
+    """Build and tell for each stage whether it ran."""
+    lines: list[str] = []
+    build(config, say=lines.append)
+    return {line.split()[0]: "(unchanged)" not in line for line in lines}
+
+
+def test_the_same_input_gives_the_same_bytes_in_two_folders(song_config, tmp_path):
+    build(song_config)
+    build(changed(song_config, out=tmp_path / "other"))
+    first = files_of(song_config.out)
+    assert set(first) == {
+        "manifest.json",
+        "traces/train.parquet", "traces/validation.parquet",
+        "rejected/train.parquet", "rejected/validation.parquet",
+    }  # fmt: skip
+    assert first == files_of(tmp_path / "other")
+
+
+def test_a_corpus_holds_every_candidate_and_says_so(song_config):
+    manifest = build(changed(song_config, attempts=3))
+    kept = [
+        row
+        for split in ("train", "validation")
+        for row in read_records(song_config.out / f"traces/{split}.parquet", Trace)
+    ]
+    refused = [
+        row
+        for split in ("train", "validation")
+        for row in read_records(song_config.out / f"rejected/{split}.parquet", Rejected)
+    ]
+    # 3 users × 4 songs × 2 tasks × 3 attempts
+    assert manifest.candidates == len(kept) + len(refused) == 72
+    assert manifest.kept == len(kept) == 24
+    assert manifest.claims == manifest.grounded_claims == sum(row.claims for row in kept) > 0
+    assert sum(manifest.rejected.values()) == 48 and set(manifest.rejected) <= {"duplicate", "not-best"}
+    assert read_json(song_config.out / "manifest.json", CorpusManifest) == manifest
+
+
+def test_unchanged_stages_are_skipped_and_a_changed_one_runs_with_all_after_it(song_config):
+    everything = {"prompts": True, "generate": True, "select": True, "validate": True}
+    assert stages(song_config) == everything
+    # the journal decides per row, so generate always looks
+    assert stages(song_config) == {"prompts": False, "generate": True, "select": False, "validate": False}
+    stricter = changed(song_config, selection={"max_characters": 3000})
+    assert stages(stricter) == {"prompts": False, "generate": True, "select": True, "validate": True}
+    assert stages(changed(stricter, k=2)) == everything
+
+
+def test_a_damaged_file_of_the_corpus_is_made_again(song_config):
+    build(song_config)
+    before = files_of(song_config.out)
+    (song_config.out / "traces/train.parquet").write_bytes(b"damaged")
+    assert stages(song_config)["select"]
+    assert files_of(song_config.out) == before
+
+
+def test_a_build_torn_before_its_manifest_ends_the_same(song_config):
+    build(song_config)
+    before = files_of(song_config.out)
+    (song_config.out / "manifest.json").unlink()
+    shutil.rmtree(song_config.out / "traces")
+    build(song_config)
+    assert files_of(song_config.out) == before
+
+
+def test_a_teacher_without_hindsight_is_rejected_where_it_errs(song_config):
+    manifest = build(changed(song_config, teacher={"hindsight": False}, tasks=["genre"]))
+    assert manifest.teachers.keys() == {"scripted"}
+    # the songs that a user files against the habit cannot be told from the others
+    assert manifest.rejected == {"low-score": manifest.candidates - manifest.kept}
+    assert 0 < manifest.acceptance["genre"] < 1
+
+
+def test_limits_are_per_split_task_and_user_and_a_larger_limit_keeps_the_smaller_choice(songs, song_config):
+    few = choose_examples(changed(song_config, limits={"train": 2}), songs)
+    more = choose_examples(changed(song_config, limits={"train": 4}), songs)
+    assert [sum(row.task == task for row in few["train"]) for task in ("genre", "title")] == [2, 2]
+    assert {row.id for row in few["train"]} < {row.id for row in more["train"]}
+    single = choose_examples(changed(song_config, per_user=1, tasks=["genre"]), songs)
+    assert sorted(row.user_id for row in single["train"]) == ["ann", "bob", "cyd"]
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_left_alone(song_config):
+    song_config.out.mkdir()
+    (song_config.out / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"not empty and holds no corpus.*thesis\.tex"):
+        build(song_config)
+    assert [path.name for path in song_config.out.iterdir()] == ["thesis.tex"]
+
+
+def test_another_corpus_is_not_overwritten(song_config):
+    build(song_config)
+    with pytest.raises(InputError, match=r"holds the corpus 'songs'"):
+        build(changed(song_config, name="hymns"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["verse"]}, "task 'verse' is unknown"),
+        ({"splits": ["test"]}, "has no example of any task in test"),
+        ({"dataset": Path("nowhere")}, "nowhere does not exist"),
+        ({"retriever": "magic"}, "magic"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_data_is_refused(song_config, changes, message):
+    with pytest.raises(InputError, match=message):
+        build(changed(song_config, **changes))
+
+
+def test_shipped_configs_load(root):
+    paths = sorted((root / "tagpr_data" / "configs").glob("*.toml"))
+    assert {"xorg.toml", "personas.toml"} <= {path.name for path in paths}
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        if "dataset =" in text:
+            load(CorpusConfig, path)
+            assert text.startswith("# ") and f"tagpr-data build tagpr_data/configs/{path.name}" in text
+
+
+def test_build_and_validate_as_commands(song_config, song_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "songs.toml"
+    config.write_text(f'name = "songs"\ndataset = "{song_folder}"\nout = "corpus"\n')
+    built = CliRunner().invoke(app, ["build", str(config), "--set", "k=2"])
+    assert built.exit_code == 0 and built.stdout == "corpus\n"
+    assert read_json(Path("corpus/manifest.json"), CorpusManifest).parameters["k"] == 2
+    assert CliRunner().invoke(app, ["validate", "corpus"]).exit_code == 0
