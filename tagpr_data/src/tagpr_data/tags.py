@@ -315,16 +315,11 @@ def _step(tag: Tag, words: str, begin: int, k: int | None, found: Findings) -> S
     """Give the step with these words, which begin at `begin`, and report what is wrong with them."""
     if not _VISIBLE.search(words):
         _report(found, "empty-step", begin, f"<{tag.name}> says nothing")
-    cites: tuple[int, ...] = ()
-    is_bad = False
-    if "[P" in words:
-        cites = cited(words)
-        for citation in _CITATION.finditer(words):
-            if not citation[1] or (k is not None and int(citation[1]) > k):
-                is_bad = True
-                right = "[P1], [P2], …" if k is None else f"[P1] to [P{k}]" if k else "none, as there are no items"
-                message = f"{shorten(citation[0])} names no item; right would be {right}"
-                _report(found, "bad-citation", begin + citation.start(), message)
+    numbers = [int(digits or 0) for digits in _CITATION.findall(words)] if "[P" in words else []
+    cites = tuple(dict.fromkeys(filter(None, numbers)))
+    is_bad = numbers and not 1 <= min(numbers) <= max(numbers) <= (MAX_CITATION if k is None else k)
+    if is_bad:
+        _report_citations(words, begin, k, found)
     if tag.cites == "no":
         if cites:
             _report(found, "unexpected-citation", begin, f"<{tag.name}> may not cite items")
@@ -334,6 +329,14 @@ def _step(tag: Tag, words: str, begin: int, k: int | None, found: Findings) -> S
             message = f"<{tag.name}> cites {len(cites)} items and must cite at least {needed}, as [P1]"
             _report(found, "missing-citation", begin, message)
     return Step(tag=tag.name, text=words, cites=cites)
+
+
+def _report_citations(words: str, begin: int, k: int | None, found: Findings) -> None:
+    right = "[P1], [P2], …" if k is None else f"[P1] to [P{k}]" if k else "none, as there are no items"
+    for citation in _CITATION.finditer(words):
+        if not citation[1] or (k is not None and int(citation[1]) > k):
+            message = f"{shorten(citation[0])} names no item; right would be {right}"
+            _report(found, "bad-citation", begin + citation.start(), message)
 
 
 def _check_gap(gap: str, begin: int, tagset: TagSet, found: Findings) -> None:
