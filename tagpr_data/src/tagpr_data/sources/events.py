@@ -356,9 +356,8 @@ def _database(work: Path) -> Generator["duckdb.DuckDBPyConnection"]:
 
     database = duckdb.connect(str(work / "events.duckdb"))
     try:
-        database.execute(
-            f"SET autoinstall_known_extensions = false; SET threads = 1; SET TimeZone = 'UTC'; SET memory_limit = '{MEMORY_LIMIT}'"
-        )
+        database.execute("SET autoinstall_known_extensions = false; SET threads = 1; SET TimeZone = 'UTC'")
+        database.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         database.execute(f"SET temp_directory = {_quote(str(work), chr(39))}")
         yield database
     except duckdb.Error as error:
