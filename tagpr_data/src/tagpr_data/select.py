@@ -4,6 +4,7 @@ Guarantee: every candidate comes out exactly once, so kept + rejected = candidat
 the order of the candidates. The rules are ours.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -122,8 +123,9 @@ def select(
 
 def count_reasons(rejected: Sequence[Rejected]) -> dict[str, int]:
     """Give the number of rejected candidates by reason, only reasons that occur, in the order of `REASONS`."""
-    counts = {reason: sum(row.reason == reason for row in rejected) for reason in REASONS}
-    return {reason: count for reason, count in counts.items() if count}
+    counts = Counter(row.reason for row in rejected)
+    order = [*REASONS, *sorted(counts.keys() - REASONS.keys())]
+    return {reason: counts[reason] for reason in order if counts[reason]}
 
 
 def acceptance(traces: Sequence[Trace], rejected: Sequence[Rejected]) -> dict[str, float]:

@@ -11,7 +11,8 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -347,8 +348,10 @@ def _context() -> Any:
     return context
 
 
+@cache
 def _row_validation() -> Any:
-    """Give a function (frame, tallies) that validates one chunk and adds what it finds to the tallies."""
+    """Give a function (frame, tallies) that validates one chunk and adds what it finds to the tallies. Made once: a
+    context of great-expectations takes half a second."""
     gx = _great_expectations()
     expect = gx.expectations
     suite = gx.ExpectationSuite(
@@ -451,6 +454,7 @@ def _write_data_docs(report: ValidationReport, folder: Path) -> None:
 
 
 def _described(result: CheckResult) -> str:
+    """Give the question and what was found as HTML: the renderer puts descriptions into the page as they are."""
     if result.status == "passed":
-        return result.question
-    return f"{result.question} No, {result.offending} rows: {'; '.join(result.rows[:5])}"
+        return escape(result.question)
+    return escape(f"{result.question} No, {result.offending} rows: {'; '.join(result.rows[:5])}")
