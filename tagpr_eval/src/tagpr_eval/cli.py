@@ -41,6 +41,54 @@ def score(
     typer.echo(result.as_json() if as_json else result.as_text())
 
 
+@app.command()
+def run(
+    model: Annotated[list[str], typer.Option(help="hf:DIR_OR_ID, openai:NAME or a baseline; NAME=hf:DIR names it.")],
+    dataset: Annotated[Path, typer.Option(help="Data set folder.")],
+    output: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it goes on.")],
+    task: Annotated[list[str] | None, typer.Option(help="Task of the data set; default: all.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    retriever: Annotated[list[str] | None, typer.Option(help="Default bm25; controls: none, wrong-user.")] = None,
+    k: Annotated[list[int] | None, typer.Option(help="Items per prompt, default 4; 0 is the control none.")] = None,
+    style: Annotated[list[str] | None, typer.Option(help="direct (default), trace or trace-explained.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Default 0.")] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Examples per task, a fixed draw; default: all.")] = None,
+    item_words: Annotated[int | None, typer.Option(help="Cut each field of an item after so many words.")] = None,
+    input_words: Annotated[int | None, typer.Option(help="Cut the input after so many words.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts computed together (hf).")] = 32,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (hf).")] = "auto",
+    base_url: Annotated[str | None, typer.Option(help="Server address, such as http://127.0.0.1:8000/v1.")] = None,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 16,
+    timeout_seconds: Annotated[float, typer.Option(help="Longest wait for one answer of a server.")] = 120.0,
+    retries: Annotated[int, typer.Option(help="Further tries after 429, 5xx, time-outs and broken answers.")] = 6,
+) -> None:
+    """Have models answer a data set in every combination of task, retriever, k, style and seed."""
+    from tagpr_eval.config import from_options
+    from tagpr_eval.meter import meter
+    from tagpr_eval.run import evaluate, summary
+
+    settings = {
+        "models": model, "dataset": str(dataset), "tasks": task, "split": split, "retrievers": retriever, "k": k,
+        "styles": style, "seeds": seed, "examples": max_samples, "item_words": item_words, "input_words": input_words,
+        "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stop": stop or []},
+        "local": {"batch_size": batch_size, "dtype": dtype},
+        "server": {
+            "base_url": base_url, "api_key_env": api_key_env, "concurrency": concurrency,
+            "timeout_seconds": timeout_seconds, "retries": retries,
+        },
+    }  # fmt: skip
+    config = from_options(settings)
+    with meter() as shown:
+        manifest = evaluate(config, output, shown)
+    typer.echo(summary(manifest))
+    typer.echo(f"predictions: {output / 'predictions.parquet'}")
+
+
 def main() -> None:
     """Entry point of the console script."""
     run_cli(app)

@@ -1,0 +1,104 @@
+"""Settings of an evaluation. One grid says all: models × tasks × retrievers × k × styles × seeds on one data set.
+
+`tagpr-eval run` fills it from its options, `tagpr-eval ablate` from a TOML file. Importing this loads no torch.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from tagpr_data.config import Config
+from tagpr_data.errors import InputError
+from tagpr_data.prompts import PromptOptions, Style
+from tagpr_data.records import Sampling, Split
+from tagpr_data.tables import explain
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class ServerOptions(Config):
+    """How an OpenAI-compatible server is asked."""
+
+    base_url: str | None = None
+    """Address up to and without `/chat/completions`, for example `http://127.0.0.1:8000/v1`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; unset means no key is sent."""
+    concurrency: int = Field(default=16, ge=1)
+    """Requests in flight."""
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    """Longest wait for one answer."""
+    retries: int = Field(default=6, ge=0)
+    """Further tries after 429, 5xx, a time-out, a broken answer or a refused connection."""
+    backoff_seconds: float = Field(default=1.0, gt=0)
+    """Wait before the first retry; doubles each time, at most a minute, unless the server says `Retry-After`."""
+
+
+class LocalOptions(Config):
+    """How a model is run in this process."""
+
+    batch_size: int = Field(default=32, ge=1)
+    """Prompts computed together. Part of the identity: in bf16 another batch may round differently."""
+    device: str | None = None
+    """torch device; None takes the GPU where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bf16 on a GPU and on CPUs that multiply in bf16, else float32."""
+
+
+class EvaluationConfig(Config):
+    """One evaluation: every combination is a cell."""
+
+    dataset: str
+    """Data set folder."""
+    split: Split = "test"
+    """Split to answer."""
+    models: tuple[str, ...] = Field(min_length=1)
+    """`hf:DIR_OR_ID`, `openai:NAME` or a baseline; `name=hf:DIR` gives it a name for tables."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the data set; none means all."""
+    retrievers: tuple[str, ...] = ("bm25",)
+    """Names in `retrieve.RETRIEVERS`, and the controls `none` and `wrong-user`."""
+    k: tuple[Annotated[int, Field(ge=0)], ...] = (4,)
+    """Items per prompt; 0 is the control `none`."""
+    styles: tuple[Style, ...] = ("direct",)
+    """Prompt styles."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Seeds of random retrieval, of the choice of wrong users and of sampling."""
+    examples: Annotated[int, Field(ge=1)] | None = None
+    """Examples per task, a fixed draw that grows with the number; None takes all."""
+    item_words: int | None = Field(default=None, ge=1)
+    """Cut each field of an item after so many words."""
+    input_words: int | None = Field(default=None, ge=1)
+    """Cut the input after so many words."""
+    tagset: str | None = None
+    """Tag-set file; None is the shipped one."""
+    sampling: Sampling = Sampling()
+    """How models write."""
+    local: LocalOptions = LocalOptions()
+    """For `hf:` models."""
+    server: ServerOptions = ServerOptions()
+    """For `openai:` models."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name in ("models", "tasks", "retrievers", "k", "styles", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} names something twice: {', '.join(map(str, values))}")
+            if not values and name != "tasks":
+                raise ValueError(f"{name} is empty")
+        return self
+
+    def prompt_options(self, style: Style) -> PromptOptions:
+        """Give the prompt options of one style."""
+        return PromptOptions(style=style, item_words=self.item_words, input_words=self.input_words)
+
+
+def from_options(options: Mapping[str, Any]) -> EvaluationConfig:
+    """Give the settings of command-line options, an option that is None or empty being left at its default;
+    InputError names each wrong one."""
+    given = {name: value for name, value in options.items() if value is not None and value != []}
+    try:
+        return EvaluationConfig.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"wrong option: {explain(error)}") from None

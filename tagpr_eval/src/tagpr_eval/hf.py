@@ -1,0 +1,405 @@
+"""A transformers model in this process: greedy or sampled answers to chat prompts, fast on a few CPU cores.
+
+How it is made fast: weights in bf16 where the CPU multiplies in it; prompts of like length in one batch; the batch
+padded on the right and read causally without a mask (half the attention work); the key-value cache grown in place;
+finished rows dropped; and on a CPU one batch per worker thread instead of several threads per multiplication, which
+wait for each other at every small one. Guarantee: which prompts share a batch depends on the prompts alone, and a
+batch always computes the same bits on the same machine. Price: the prompts of one run are tokenised up front.
+
+Sizes: B rows of a batch, T tokens, V vocabulary.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tagpr_data.errors import InputError
+from tagpr_data.records import Sampling
+from tagpr_data.tables import canonical_json, sha256_file, sha256_text
+from tagpr_eval.config import LocalOptions
+from tagpr_eval.models import Completion, Finished, Messages, Prompt
+
+if TYPE_CHECKING:
+    import torch
+
+_IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+_NOT_IDENTITY = ("trainer_state.json", "run.json", "README.json")
+_CPU_WORKERS = 4
+_GROW_TOKENS = 64
+
+
+class HfModel:
+    """A model folder, a LoRA adapter folder, or a repository id of the Hub."""
+
+    def __init__(self, place: str, sampling: Sampling, options: LocalOptions) -> None:
+        self.folder = _folder(place)
+        self.sampling = sampling
+        self.options = options
+        self.base = _base_of_adapter(self.folder)
+        self._encoded: dict[Messages, list[int]] = {}
+
+    @property
+    def identity(self) -> str:
+        """Hash of the files' content (weights, config, tokenizer, template; the base model's too), dtype and batch
+        size; the folder's name and place do not matter."""
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
+        parts = {
+            "model": _files_hash(self.folder),
+            "base": _files_hash(self.base) if self.base else None,
+            "dtype": str(self._dtype),
+            "batch_size": self.options.batch_size,
+        }
+        return sha256_text(canonical_json(parts))
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Sort by length, longest first, and cut; InputError names a prompt that does not fit the model."""
+        encoded = [self._encode(prompt.messages) for prompt in prompts]
+        self._check_lengths(encoded)
+        order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), encoded[i], prompts[i].seed))
+        size = self.options.batch_size
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Finished) -> None:
+        """Answer the batches, several at once on a CPU."""
+        import torch
+
+        if not batches:
+            return
+        model = self._model
+        lock = threading.Lock()
+        stopped = threading.Event()
+
+        def emit(index: int, completion: Completion) -> None:
+            with lock:
+                if not stopped.is_set():
+                    finished(index, completion)
+
+        def work(batch: Sequence[int]) -> None:
+            if stopped.is_set():
+                return
+            rows = [_Row(index, self._encode(prompts[index].messages), prompts[index].seed) for index in batch]
+            try:
+                self._answer(model, rows, emit)
+            except BaseException:
+                stopped.set()
+                raise
+
+        if self._device.type != "cpu":
+            for batch in batches:
+                work(batch)
+            return
+        cores = len(os.sched_getaffinity(0))
+        workers = min(cores, _CPU_WORKERS, len(batches))
+        before = torch.get_num_threads()
+        threads = max(1, min(before, cores) // workers)
+        torch.set_num_threads(threads)
+        try:
+            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+                for future in [pool.submit(work, batch) for batch in batches]:
+                    future.result()
+        except BaseException:
+            stopped.set()
+            raise
+        finally:
+            torch.set_num_threads(before)
+
+    def _answer(self, model: Any, rows: "list[_Row]", emit: Finished) -> None:
+        """Write the completions of one batch; a row is handed out as soon as it ends."""
+        import torch
+
+        with torch.inference_mode():
+            cache, attended, logits = _read_prompts(model, rows, self._pad_id, self._device)
+            step = 0
+            while True:
+                step += 1
+                chosen = self._choose(logits, rows)  # (B,)
+                for row, token in zip(rows, chosen.tolist(), strict=True):
+                    if not row.is_done:
+                        self._extend(row, token, emit)
+                alive = [position for position, row in enumerate(rows) if not row.is_done]
+                if not alive:
+                    return
+                if len(alive) <= 0.875 * len(rows):  # dropping copies the cache, so not for a row or two
+                    keep = torch.tensor(alive, device=self._device)
+                    cache.batch_select_indices(keep)
+                    attended, chosen = attended[keep], chosen[keep]
+                    rows = [rows[position] for position in alive]
+                attended = torch.cat([attended, attended.new_ones(len(rows), 1)], dim=1)
+                places = attended.new_tensor([[len(row.prompt) + step - 1] for row in rows])
+                logits = model(
+                    input_ids=chosen[:, None], attention_mask=attended, position_ids=places, past_key_values=cache,
+                    use_cache=True,
+                ).logits[:, -1]  # fmt: skip
+
+    def _choose(self, logits: "torch.Tensor", rows: "list[_Row]") -> "torch.Tensor":
+        """Pick the next token of each row: (B, V) → (B,). Each row draws from its own generator, so that its
+        answer does not depend on its neighbours."""
+        import torch
+
+        logits = logits.float()
+        if self.sampling.temperature == 0:
+            return logits.argmax(dim=-1)
+        probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1).cpu()
+        if self.sampling.top_p < 1:
+            ordered, indices = probabilities.sort(dim=-1, descending=True)
+            ordered[ordered.cumsum(dim=-1) - ordered >= self.sampling.top_p] = 0
+            probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
+        drawn = [torch.multinomial(line, 1, generator=row.generator) for line, row in
+                 zip(probabilities, rows, strict=True)]  # fmt: skip
+        return torch.cat(drawn).to(logits.device)
+
+    def _extend(self, row: "_Row", token: int, emit: Finished) -> None:
+        """Add a token to a row, or end it: at an end token, a stop string, or the length limit."""
+        if token in self._end_ids:
+            self._end(row, None, "stop", emit)
+            return
+        row.written.append(token)
+        if self.sampling.stop:
+            text = self._decode(row.written)
+            if found := [at for at in map(text.find, self.sampling.stop) if at >= 0]:
+                self._end(row, text[: min(found)], "stop", emit)
+                return
+        if len(row.written) >= self.sampling.max_new_tokens:
+            self._end(row, None, "length", emit)
+
+    def _end(self, row: "_Row", text: str | None, reason: Any, emit: Finished) -> None:
+        row.is_done = True
+        text = self._decode(row.written) if text is None else text
+        emit(row.index, Completion(text, reason, len(row.prompt), len(row.written)))
+
+    def _encode(self, messages: Messages) -> list[int]:
+        if messages not in self._encoded:
+            turns = [message.model_dump(mode="json") for message in messages]
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            self._encoded[messages] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._encoded[messages]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _check_lengths(self, encoded: Sequence[Sequence[int]]) -> None:
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.base or self.folder, local_files_only=True)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+        longest = max(map(len, encoded), default=0)
+        if limit is not None and longest + self.sampling.max_new_tokens > limit:
+            raise InputError(
+                f"a prompt has {longest} tokens and {self.sampling.max_new_tokens} may be written, but model "
+                f"{self.folder} reads {limit} in all; cut items and input (--item-words, --input-words) or lower k. "
+                "Prompts are never cut silently"
+            )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise InputError(f"model {self.folder} has no tokenizer that loads: {_first_line(error)}") from None
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"model {self.folder} has no chat template; put one into its tokenizer (chat_template.jinja)"
+            )
+        return tokenizer
+
+    @cached_property
+    def _device(self) -> "torch.device":
+        import torch
+
+        return torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def _dtype(self) -> "torch.dtype":
+        import torch
+
+        if self.options.dtype != "auto":
+            return getattr(torch, self.options.dtype)
+        is_fast = self._device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.bfloat16 if is_fast else torch.float32
+
+    @cached_property
+    def _model(self) -> Any:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.base or self.folder, dtype=self._dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"model {self.base or self.folder} does not load: {_first_line(error)}") from None
+        whole: Any = self._with_adapter(model) if self.base else model
+        return whole.to(self._device).eval().requires_grad_(False)
+
+    def _with_adapter(self, model: Any) -> Any:
+        """Load the adapter and merge it into the weights, for speed."""
+        from peft import PeftModel
+
+        if len(self._tokenizer) > model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(len(self._tokenizer), mean_resizing=False)
+        try:
+            return PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"adapter {self.folder} does not fit {self.base}: {_first_line(error)}") from None
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        ends = self._model.generation_config.eos_token_id
+        known = [ends] if isinstance(ends, int) else list(ends or [])
+        return frozenset(token for token in (*known, self._tokenizer.eos_token_id) if token is not None)
+
+    @property
+    def _pad_id(self) -> int:
+        return self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
+
+
+@dataclass
+class _Row:
+    """One prompt while it is answered."""
+
+    index: int
+    prompt: list[int]
+    seed: int
+    written: list[int] = field(default_factory=list)
+    is_done: bool = False
+
+    @cached_property
+    def generator(self) -> "torch.Generator":
+        """Draws of this row alone: seeded by the seed and the prompt's tokens."""
+        import torch
+
+        digest = hashlib.sha256(json.dumps([self.seed, self.prompt]).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _read_prompts(model: Any, rows: list[_Row], pad: int, device: Any) -> "tuple[Any, torch.Tensor, torch.Tensor]":
+    """Read all prompts at once; give the cache, which of its places count (B, T), and the last logits (B, V).
+
+    Padding stands on the right, where causal attention never sees it, unless the model has layers that look at a
+    window only: their cache keeps the last places, so these must be real ones.
+    """
+    import torch
+
+    lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
+    width = int(lengths.max())
+    on_left = not _has_full_attention_only(model.config)
+    padded = [
+        [pad] * (width - len(row.prompt)) + row.prompt if on_left else row.prompt + [pad] * (width - len(row.prompt))
+        for row in rows
+    ]
+    place = torch.arange(width, device=device)[None, :]
+    attended = (place >= width - lengths[:, None]) if on_left else (place < lengths[:, None])
+    attended = attended.long()  # (B, T)
+    positions = (attended.cumsum(dim=1) - 1).clamp(min=0) if on_left else place.expand(len(rows), -1)
+    cache = _growing_cache(model.config)
+    last = lengths - 1 if not on_left else torch.full_like(lengths, width - 1)
+    wanted, which = last.unique(return_inverse=True)
+    logits = model(
+        input_ids=torch.tensor(padded, device=device), attention_mask=attended if on_left else None,
+        position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=wanted,
+    ).logits  # fmt: skip
+    return cache, attended, logits[torch.arange(len(rows), device=device), which]
+
+
+def _has_full_attention_only(config: Any) -> bool:
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    return getattr(text, "sliding_window", None) is None
+
+
+def _growing_cache(config: Any) -> Any:
+    """A dynamic cache whose full-attention layers write into spare room instead of copying all at every token."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    class GrowingLayer(DynamicLayer):
+        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.room = [key_states.new_empty(0), value_states.new_empty(0)]
+            have = self.get_seq_length()
+            need = have + key_states.shape[-2]
+            views = []
+            for number, (old, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
+                room = self.room[number]
+                if room.dim() != 4 or room.shape[-2] < need:
+                    room = new.new_empty(*new.shape[:2], need + _GROW_TOKENS, new.shape[-1])
+                    if have:
+                        room[:, :, :have] = old
+                    self.room[number] = room
+                room[:, :, have:need] = new
+                views.append(room[:, :, :need])
+            self.keys, self.values = views
+            return self.keys, self.values
+
+        def batch_select_indices(self, indices: Any) -> None:
+            have = self.get_seq_length()
+            self.room = [room[indices] for room in self.room]
+            self.keys, self.values = (room[:, :, :have] for room in self.room)
+
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _folder(place: str) -> Path:
+    """Give the folder of a model; a repository id is looked up in the Hub's cache, then downloaded."""
+    folder = Path(place)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise InputError(f"{folder} is no model folder: it has neither config.json nor adapter_config.json")
+        return folder
+    if folder.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
+        raise InputError(f"model folder {place} does not exist or is no folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(place, allow_patterns=list(_IDENTITY_FILES)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"model {place!r} is neither a folder here nor a repository that can be got: {_first_line(error)}"
+        ) from None
+
+
+def _base_of_adapter(folder: Path) -> Path | None:
+    """Give the base model's folder of a LoRA adapter; None for a whole model."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} does not name base_model_name_or_path; it is no adapter of peft") from None
+    if not base:
+        raise InputError(f"{path}: base_model_name_or_path is empty; say there which model the adapter belongs to")
+    inside = folder / base
+    return _folder(str(inside) if inside.is_dir() else base)
+
+
+def _files_hash(folder: Path) -> str:
+    """Hash the content of all files that decide answers, by their names."""
+    files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
+    entries = {path.name: sha256_file(path) for path in files if path.name not in _NOT_IDENTITY}
+    if not any(name.endswith(".safetensors") for name in entries):
+        raise InputError(f"{folder} holds no *.safetensors; other weight formats are not read")
+    return sha256_text(canonical_json(entries))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,109 @@
+"""What answers prompts: the two kinds of language model behind one protocol, and how a model is named.
+
+    hf:DIR_OR_ID       transformers, also a LoRA adapter folder          hf.py
+    openai:NAME        any server with the OpenAI chat API               openai_chat.py
+    majority, knn, …   baselines that need no model                      baselines.py
+
+`NAME=hf:DIR` names the model NAME in every table.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tagpr_data.errors import InputError, shorten
+from tagpr_data.records import FinishReason, Message, Sampling
+from tagpr_eval.baselines import BASELINES
+from tagpr_eval.config import EvaluationConfig
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote for one prompt."""
+
+    text: str
+    """Raw completion without the end token."""
+    finish_reason: FinishReason
+    """`length`: cut at `max_new_tokens`."""
+    input_tokens: int | None = None
+    """Prompt tokens, where counted."""
+    output_tokens: int | None = None
+    """Completion tokens, where counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt to be answered, with its own seed."""
+
+    messages: Messages
+    """The chat."""
+    seed: int
+    """Seed of the sampling; without effect when greedy."""
+
+
+Finished = Callable[[int, Completion], None]
+"""Called with the position of a prompt as soon as its completion is there; may be called from any thread, one call
+at a time."""
+
+
+class Model(Protocol):
+    """A language model."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that decides its answers besides prompt, sampling and seed: weights or address, template."""
+        ...
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Cut the positions of `prompts` into what is computed together. The plan depends on the prompts alone, so
+        that a continued or sharded run computes the same batches and thereby the same bits."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Finished) -> None:
+        """Answer the prompts of these batches. An error ends the call; what was finished stays finished."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A model as named on the command line."""
+
+    name: str
+    """Name in tables: the part before `=`, or the whole."""
+    kind: str
+    """`hf`, `openai` or `baseline`."""
+    place: str
+    """Folder, repository id, served name or baseline."""
+
+
+def parse_spec(text: str) -> Spec:
+    """Read `[name=]kind:place` or `[name=]baseline`; InputError lists what there is."""
+    name, target = text, text
+    if match := re.match(r"([^:=]+)=(.+)", text):
+        name, target = match.groups()
+    if target in BASELINES:
+        return Spec(name, "baseline", target)
+    kind, _, place = target.partition(":")
+    if kind not in ("hf", "openai") or not place:
+        known = ", ".join(("hf:DIR_OR_ID", "openai:NAME", *BASELINES))
+        raise InputError(f"model {shorten(text)} is unknown; known: {known}, each also as NAME=…")
+    return Spec(name, kind, place)
+
+
+def open_model(spec: Spec, config: EvaluationConfig) -> Model:
+    """Give the language model of a spec. Weights are read when the first prompt is answered, not here."""
+    if spec.kind == "hf":
+        from tagpr_eval.hf import HfModel
+
+        return HfModel(spec.place, config.sampling, config.local)
+    from tagpr_eval.openai_chat import OpenAIModel
+
+    return OpenAIModel(spec.place, config.sampling, config.server)
+
+
+def effective_seed(sampling: Sampling, seed: int) -> int:
+    """Give the seed that matters: greedy answers depend on none, so that all seeds share them."""
+    return seed if sampling.temperature > 0 else 0
