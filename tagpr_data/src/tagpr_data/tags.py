@@ -315,11 +315,13 @@ def _step(tag: Tag, words: str, begin: int, k: int | None, found: Findings) -> S
     """Give the step with these words, which begin at `begin`, and report what is wrong with them."""
     if not _VISIBLE.search(words):
         _report(found, "empty-step", begin, f"<{tag.name}> says nothing")
-    numbers = [int(digits or 0) for digits in _CITATION.findall(words)] if "[P" in words else []
-    cites = tuple(dict.fromkeys(filter(None, numbers)))
-    is_bad = numbers and not 1 <= min(numbers) <= max(numbers) <= (MAX_CITATION if k is None else k)
-    if is_bad:
-        _report_citations(words, begin, k, found)
+    cites: tuple[int, ...] = ()
+    is_bad = False
+    if "[P" in words and (numbers := _CITATION.findall(words)):
+        cites = tuple(dict.fromkeys(map(int, filter(None, numbers))))
+        if "" in numbers or max(cites) > (MAX_CITATION if k is None else k):
+            is_bad = True
+            _report_citations(words, begin, k, found)
     if tag.cites == "no":
         if cites:
             _report(found, "unexpected-citation", begin, f"<{tag.name}> may not cite items")
