@@ -160,9 +160,9 @@ BREAK_MANIFEST: dict[str, Callable[[CorpusManifest], dict[str, object]]] = {
 OTHER = {"columns"}
 
 
-def failed(folder: Path) -> dict[str, tuple[int, tuple[str, ...]]]:
+def failed(folder: Path, with_rows: bool = True) -> dict[str, tuple[int, tuple[str, ...]]]:
     manifest = read_json(folder / "manifest.json", CorpusManifest)
-    results = [*check_tables(folder, manifest), *check_rows(folder, load_tagset())]
+    results = [*check_tables(folder, manifest), *(check_rows(folder, load_tagset()) if with_rows else ())]
     assert not [result for result in results if result.status in ("crashed", "not-run")]
     return {result.name: (result.offending, result.rows) for result in results if result.status == "failed"}
 
@@ -195,7 +195,7 @@ def test_a_wrong_manifest_fails_exactly_its_check(name, corpus, tmp_path):
     shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
     manifest = read_json(tmp_path / "manifest.json", CorpusManifest)
     write_json(tmp_path / "manifest.json", edit(manifest, **BREAK_MANIFEST[name](manifest)))
-    assert list(failed(tmp_path)) == [name]
+    assert list(failed(tmp_path, with_rows=False)) == [name]
 
 
 def test_the_report_names_the_row_and_what_is_wrong_with_it(rows, make_corpus, tmp_path):
