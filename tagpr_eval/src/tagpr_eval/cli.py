@@ -49,6 +49,7 @@ def run(
     task: Annotated[list[str] | None, typer.Option(help="Task of the data set; default: all.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     retriever: Annotated[list[str] | None, typer.Option(help="Default bm25; controls: none, wrong-user.")] = None,
+    encoder: Annotated[str, typer.Option(help="For dense and hybrid: minilm, contriever, folder, id.")] = "minilm",
     k: Annotated[list[int] | None, typer.Option(help="Items per prompt, default 4; 0 is the control none.")] = None,
     style: Annotated[list[str] | None, typer.Option(help="direct (default), trace or trace-explained.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Default 0.")] = None,
@@ -73,7 +74,8 @@ def run(
     from tagpr_eval.run import evaluate, summary
 
     settings = {
-        "models": model, "dataset": str(dataset), "tasks": task, "split": split, "retrievers": retriever, "k": k,
+        "models": model, "dataset": str(dataset), "tasks": task, "split": split, "retrievers": retriever,
+        "encoder": encoder, "k": k,
         "styles": style, "seeds": seed, "examples": max_samples, "item_words": item_words, "input_words": input_words,
         "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stop": stop or []},
         "local": {"batch_size": batch_size, "dtype": dtype},
@@ -87,6 +89,41 @@ def run(
         manifest = evaluate(config, output, shown)
     typer.echo(summary(manifest))
     typer.echo(f"predictions: {output / 'predictions.parquet'}")
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, the base model's first.")],
+    output: Annotated[Path, typer.Option(help="Page to write; a .md and files come beside it.")],
+    reference: Annotated[str | None, typer.Option(help="Model that others are compared to; default: the first.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+    max_samples: Annotated[int, typer.Option(help="Most samples in the sample browser.", min=0)] = 10_000,
+) -> None:
+    """Write one page with scores, intervals, controls, failures and all samples of finished runs."""
+    from tagpr_eval.cells import load_runs
+    from tagpr_eval.report import build, write_report
+
+    made = build(load_runs(runs, dataset), reference, max_samples)
+    written = write_report(made, output)
+    for finding in made.findings:
+        typer.echo(finding.as_text())
+    typer.echo(f"{written[0]}, {written[1].name} and {len(written) - 2} files in {written[2].parent.name}/")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="Run folder.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="Run folder it is compared to.")],
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Unrounded numbers as CSV.")] = False,
+) -> None:
+    """Print RUN_A minus RUN_B on their common examples: paired, clustered by user, corrected by Holm."""
+    from tagpr_eval.cells import load_runs
+    from tagpr_eval.report_tables import compare_runs
+    from tagpr_eval.typeset import csv_text, markdown
+
+    table = compare_runs(*load_runs([first, second], dataset))
+    typer.echo(csv_text(table) if as_csv else markdown(table), nl=False)
 
 
 def main() -> None:

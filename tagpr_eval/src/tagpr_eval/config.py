@@ -58,6 +58,8 @@ class EvaluationConfig(Config):
     """Tasks of the data set; none means all."""
     retrievers: tuple[str, ...] = ("bm25",)
     """Names in `retrieve.RETRIEVERS`, and the controls `none` and `wrong-user`."""
+    encoder: str = "minilm"
+    """Text encoder of the retrievers dense and hybrid (`encoders.py`)."""
     k: tuple[Annotated[int, Field(ge=0)], ...] = (4,)
     """Items per prompt; 0 is the control `none`."""
     styles: tuple[Style, ...] = ("direct",)

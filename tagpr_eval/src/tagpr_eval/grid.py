@@ -3,28 +3,28 @@
     cell       one (task, retriever, k, style, seed); every model answers every cell
     question   one example in one cell: the items shown, the prompt, its hash
 
-The control `wrong-user` shows items of another user of the same task: users stand in a circle in an order drawn by
-the seed, and the wrong one is the next who has at least as many items (only the first so many are looked at), or else
-the one with most; ranked by BM25 as if they were one's own.
-The control `none` shows no item. Both are ours; the paper's controls are unknown.
+The control `wrong-user` shows what `controls.wrong_user` lends, ranked by BM25 as if it were one's own; the control
+`none` shows no item. Both are ours; the paper's controls are unknown.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tagpr_data.controls import Loan, wrong_user
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.generate import Profiles, retrieval_text
 from tagpr_data.prompts import PromptOptions, Style, chat_prompt, prompt_hash
-from tagpr_data.records import Example, Message, ProfileItem, Task
-from tagpr_data.retrieve import RETRIEVERS, rank
+from tagpr_data.records import Example, Message, ProfileItem
+from tagpr_data.retrieve import RETRIEVERS, Encode, rank
 from tagpr_data.tables import sha256_text
 from tagpr_data.tags import TagSet
 from tagpr_eval.config import EvaluationConfig
 
 WRONG_USER = "wrong-user"
 WHOLE_PROFILE = "full"
-"""Retriever in the cells of baselines, which read the whole profile; k is 0 there, as no prompt shows anything."""
+"""Retriever that shows all items in profile order, and in the cells of baselines, which read the whole profile. Its k
+is always 0: there is nothing to ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ class Question:
 
 
 def cells(config: EvaluationConfig, tasks: Sequence[str]) -> list[Cell]:
-    """Give the cells in table order. k = 0 of any retriever is the control `none`, which has no other k."""
+    """Give the cells in table order. `full` has one cell whatever the ks; k = 0 of any other retriever is the control
+    `none`, which has no other k."""
     known = {*RETRIEVERS, WRONG_USER}
     for retriever in config.retrievers:
         if retriever not in known:
@@ -73,7 +74,10 @@ def cells(config: EvaluationConfig, tasks: Sequence[str]) -> list[Cell]:
     shown: list[tuple[str, int]] = []
     for retriever in config.retrievers:
         for k in config.k:
-            pair = ("none", 0) if k == 0 or retriever == "none" else (retriever, k)
+            if retriever == WHOLE_PROFILE:
+                pair = (retriever, 0)
+            else:
+                pair = ("none", 0) if k == 0 or retriever == "none" else (retriever, k)
             if pair not in shown:
                 shown.append(pair)
     return [
@@ -105,40 +109,55 @@ def draw(examples: Sequence[Example], number: int | None) -> list[Example]:
 
 class Prompter:
     """Makes the questions of cells about `examples`; rankings are made once and kept. Wrong users are drawn from
-    `pool`, the whole split, so that they stay the same when fewer examples are asked about."""
+    `pool`, the whole split, so that they stay the same when fewer examples are asked about. `encode` gives vectors to
+    the retrievers dense and hybrid."""
 
-    def __init__(self, dataset: Dataset, examples: Sequence[Example], pool: Sequence[Example], tagset: TagSet) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        examples: Sequence[Example],
+        pool: Sequence[Example],
+        tagset: TagSet,
+        encode: Encode | None = None,
+    ) -> None:
         self._dataset = dataset
         self._tagset = tagset
         self._examples = examples
         self._pool = pool
+        self._encode = encode
         self._profiles = Profiles(dataset, pool)
         self._rankings: dict[tuple[str, int, str], list[ProfileItem]] = {}
-        self._circles: dict[tuple[str, int], list[Example]] = {}
+        self._loans: dict[int, dict[str, Loan]] = {}
 
-    def questions(
-        self, cell: Cell, options: PromptOptions, on_question: Callable[[], object] = lambda: None
-    ) -> list[Question]:
+    def questions(self, cell: Cell, options: PromptOptions) -> list[Question]:
         """Give one question per example of the cell's task."""
-        task = self._dataset.task(cell.task)
-        return [
-            self._question(cell, task, row, options, on_question) for row in self._examples if row.task == task.name
-        ]
+        return [self._question(cell, row, self._shown(cell, row), options) for row in self._of(cell)]
+
+    def baseline_questions(self, cell: Cell, options: PromptOptions) -> list[Question]:
+        """Give the questions of a baseline's cell: it reads no prompt, so theirs shows no item."""
+        return [self._question(cell, row, (), options) for row in self._of(cell)]
 
     def profile(self, example: Example, retriever: str, seed: int) -> tuple[ProfileItem, ...]:
-        """Give the whole profile a cell looks at: one's own, or the wrong user's, cut to the same length."""
+        """Give the whole profile a cell looks at: one's own, or what the wrong user lends."""
         if retriever != WRONG_USER:
             return self._profiles.items(example)
-        other = self._wrong_user(example, seed)
-        return self._profiles.items(other)[: example.profile_size]
+        if seed not in self._loans:
+            self._loans[seed] = wrong_user(self._pool, seed)
+        loan = self._loans[seed][example.id]
+        return self._profiles.items(loan.lender)[loan.start : loan.stop]
 
-    def _question(
-        self, cell: Cell, task: Task, example: Example, options: PromptOptions, on_question: Callable[[], object]
-    ) -> Question:
-        items = self._ranked(example, cell.retriever, cell.seed)[: cell.k] if cell.k else []
-        messages = chat_prompt(task, example.input, items, options, self._tagset)
-        on_question()
+    def _of(self, cell: Cell) -> list[Example]:
+        return [row for row in self._examples if row.task == cell.task]
+
+    def _question(self, cell: Cell, example: Example, items: Sequence[ProfileItem], options: PromptOptions) -> Question:
+        messages = chat_prompt(self._dataset.task(cell.task), example.input, items, options, self._tagset)
         return Question(cell, example, tuple(item.item_id for item in items), messages, prompt_hash(messages))
+
+    def _shown(self, cell: Cell, example: Example) -> Sequence[ProfileItem]:
+        """The items in the prompt, best first; all there are where there are fewer than k."""
+        if cell.retriever == WHOLE_PROFILE:
+            return self._profiles.items(example)
+        return self._ranked(example, cell.retriever, cell.seed)[: cell.k] if cell.k else ()
 
     def _ranked(self, example: Example, retriever: str, seed: int) -> list[ProfileItem]:
         key = (retriever, seed, example.id)
@@ -151,32 +170,9 @@ class Prompter:
                     [retrieval_text(item) for item in profile],
                     dates=[item.date for item in profile],
                     seed=seed,
+                    encode=self._encode,
                 )
             except InputError as error:
                 raise InputError(f"example {example.id}, profile {example.profile_id}: {error}") from None
             self._rankings[key] = [profile[position] for position in order]
         return self._rankings[key]
-
-    def _wrong_user(self, example: Example, seed: int) -> Example:
-        """The next user on the circle who has enough items, by the example that looks at most of them."""
-        circle = self._circle(example.task, seed)
-        own = next(place for place, row in enumerate(circle) if row.user_id == example.user_id)
-        others = circle[own + 1 :] + circle[:own]
-        if not others:
-            raise InputError(
-                f"the control {WRONG_USER} needs two users, but all examples of task {example.task} are of "
-                f"user {example.user_id}"
-            )
-        enough = (row for row in others if row.profile_size >= example.profile_size)
-        return next(enough, None) or max(others, key=lambda row: row.profile_size)
-
-    def _circle(self, task: str, seed: int) -> list[Example]:
-        """The users of a task in an order drawn by `seed`; of each, the example that looks at most items."""
-        if (task, seed) not in self._circles:
-            longest: dict[str, Example] = {}
-            for row in self._pool:
-                if row.task == task and row.profile_size > getattr(longest.get(row.user_id), "profile_size", -1):
-                    longest[row.user_id] = row
-            by_lot = sorted(longest.values(), key=lambda row: sha256_text(f"{seed}\n{row.user_id}"))
-            self._circles[task, seed] = by_lot
-        return self._circles[task, seed]

@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data import answers
+from tagpr_data.cache import cache_folder
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.lamp import metrics
 from tagpr_data.records import Example, Prediction, RunManifest, Task
+from tagpr_data.retrieve import Encode
 from tagpr_data.tables import frame_from_records, read_json, write_json, write_table
 from tagpr_data.tags import load_tagset
 from tagpr_eval import harness
@@ -128,9 +130,17 @@ def _plan(config: EvaluationConfig) -> _Plan:
     for name in tasks:
         if not any(row.task == name for row in examples):
             raise InputError(f"data set {config.dataset} has no example of task {name} in split {config.split}")
-    prompter = Prompter(dataset, examples, pool, tagset)
+    prompter = Prompter(dataset, examples, pool, tagset, _encoder(config))
     questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in grid}
     return _Plan(dataset, tasks, examples, grid, questions, prompter)
+
+
+def _encoder(config: EvaluationConfig) -> Encode | None:
+    if not {"dense", "hybrid"} & set(config.retrievers):
+        return None
+    from tagpr_eval.encoders import cached_encoder
+
+    return cached_encoder(config.encoder, cache_folder() / "embeddings")
 
 
 class _Asked:
@@ -194,7 +204,7 @@ def _baseline_predictions(spec: Spec, plan: _Plan, config: EvaluationConfig) -> 
     golds = {name: [row.output for row in train if row.task == name and row.output is not None] for name in plan.tasks}
     predictions: list[Prediction] = []
     for cell in baseline_cells(plan.grid, spec.place in READS_PROFILE):
-        for row in plan.prompter.questions(cell, config.prompt_options(cell.style)):
+        for row in plan.prompter.baseline_questions(cell, config.prompt_options(cell.style)):
             profile = plan.prompter.profile(row.example, cell.retriever, cell.seed)
             situation = Situation(plan.tasks[cell.task], row.example, profile, golds[cell.task])
             predictions.append(_prediction(spec.name, row, Completion(baseline(situation), "stop")))
