@@ -127,8 +127,7 @@ def _classification(
     counts = Counter(labels.values())
     usual, usual_count = counts.most_common(1)[0]
     supporters = [number for number, label in labels.items() if label == answer]
-    nearest = max(supporters, key=lambda number: (len(shared[number - 1]), -number), default=None)
-    evidence = shared[nearest - 1][:2] if nearest else []
+    nearest, evidence = _evidence(supporters, shared, items)
     topic = _topic(query, [word for word, _ in evidence])
 
     steps: _Steps = [("examine_examples", ", ".join(f'[P{n}] is "{label}"' for n, label in labels.items()) + ".")]
@@ -153,6 +152,29 @@ def _classification(
     if supporters and rng.random() < 0.25:
         steps.append(("verify_answer", f"{answer} agrees with {_cited(supporters[:2])}."))
     return steps, answer
+
+
+def _evidence(
+    supporters: Sequence[int], shared: Sequence[Sequence[tuple[str, str]]], items: Sequence[ProfileItem]
+) -> tuple[int | None, list[tuple[str, str]]]:
+    """Give the supporter that shares most words with the query which no other label's item has, and its two words
+    that tell best: in few of the others' items, in many of the supporters'."""
+    own = [_content(items[number - 1]).lower() for number in supporters]
+    answer = {items[number - 1].label for number in supporters}
+    others = [_content(item).lower() for item in items if item.label not in answer]
+
+    def spread(word: str) -> tuple[int, int, int, str]:
+        among = sum(word in text for text in others)
+        return (among, -sum(word in text for text in own), -len(word), word)
+
+    def worth(number: int) -> tuple[int, int, int]:
+        words = shared[number - 1]
+        return (sum(spread(word)[0] == 0 for word, _ in words), len(words), -number)
+
+    nearest = max(supporters, key=worth, default=None)
+    if nearest is None:
+        return None, []
+    return nearest, sorted(shared[nearest - 1], key=lambda pair: spread(pair[0]))[:2]
 
 
 def _without_labels(query: str, shared: Sequence[Sequence[tuple[str, str]]], answer: str, rng: random.Random) -> _Steps:
