@@ -10,6 +10,9 @@ Records are frozen, refuse unknown keys, and document each field in place; `sche
     corpus folder     traces/SPLIT.parquet    Trace
                       rejected/SPLIT.parquet  Rejected
                       manifest.json           CorpusManifest    (written last)
+    pairs folder      pairs/SPLIT.parquet     PreferencePair
+                      profiles.parquet        ProfileItem
+                      manifest.json           PairsManifest     (written last)
     run folder        predictions/*.parquet   Prediction
                       run.json                RunManifest
 """
@@ -277,6 +280,85 @@ class CorpusManifest(Record):
     """How many hold; the quotient is the groundedness rate."""
     parameters: dict[str, Any]
     """Settings it was built with."""
+
+
+PairSplit = Literal["train", "seen", "unseen"]
+PairKind = Literal["metric", "user", "gold"]
+
+
+class PreferencePair(Record):
+    """Two completions of one prompt, the first better for this user. The prompt shows no past item: who asks is told
+    apart from it (`profile_id`, `profile_size`), so that swapping the user changes nothing but the user."""
+
+    id: Sha256
+    """Hash of example, kind, completions and other user."""
+    split: PairSplit
+    """`seen` holds other examples of the users in `train`; users in `unseen` are in no other split."""
+    kind: PairKind
+    """`metric`: two attempts of a teacher, the first better by the task metric. `user`: right for this user against
+    right for another. `gold`: the gold answer against another answer."""
+    task: str
+    """Name of the task."""
+    example_id: str
+    """The example asked."""
+    user_id: str
+    """Whose preference it is."""
+    profile_id: str
+    """The user's profile in `profiles.parquet`."""
+    profile_size: int = Field(ge=0)
+    """The first so many items of it were known when the example was asked."""
+    other_user_id: str
+    """Another user of the same split: the one `rejected` is right for (kind `user`), else any. For swap tests."""
+    other_profile_id: str
+    """That user's profile."""
+    other_profile_size: int = Field(ge=0)
+    """The first so many items of it."""
+    prompt: tuple[Message, ...]
+    """What was asked, without any past item."""
+    chosen: str
+    """The better completion."""
+    rejected: str
+    """The worse completion."""
+    chosen_score: float = Field(ge=0, le=1)
+    """Task metric of `chosen` against the gold answer (`lamp.metrics.reward`)."""
+    rejected_score: float = Field(ge=0, le=1)
+    """Task metric of `rejected`."""
+    margin: float = Field(ge=0, le=1)
+    """How much better: the difference of the two."""
+    rejected_from: Literal["corpus", "sampled", "rule", "same-input", "profile"]
+    """Where `rejected` comes from: a rejected attempt; a sampled answer; the other user's known rule (synthetic
+    people); the other user's gold answer to the same input; a rule-based guess from the other user's profile."""
+
+
+class PairsManifest(Record):
+    """Describes a folder of preference pairs; written last. Holds no time of day and no machine name."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["pairs"] = "pairs"
+    """Tells it from other folders."""
+    name: str
+    """Name of the data set the pairs are about."""
+    dataset_hash: Sha256
+    """Its `content_hash`."""
+    corpus_hash: Sha256 | None = None
+    """`content_hash` of the corpus that gave completions; None where only gold answers were used."""
+    licence: str
+    """Terms of the texts."""
+    tasks: tuple[Task, ...]
+    """Tasks the pairs are of."""
+    files: dict[str, FileEntry]
+    """Every Parquet file by its path in the folder."""
+    content_hash: Sha256
+    """Hash over tasks and files."""
+    pairs: dict[str, dict[str, int]]
+    """Rows by split and kind."""
+    users: dict[str, int]
+    """Users by split."""
+    skipped: dict[str, int]
+    """What gave no pair, by reason."""
+    parameters: dict[str, Any]
+    """Settings the pairs were made with."""
 
 
 class Prediction(Record):

@@ -8,7 +8,9 @@ from tagpr_data.records import (
     CorpusManifest,
     DatasetManifest,
     Example,
+    PairsManifest,
     Prediction,
+    PreferencePair,
     ProfileItem,
     Record,
     Rejected,
@@ -19,7 +21,8 @@ from tagpr_data.records import (
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    Candidate, CorpusManifest, DatasetManifest, Example, Prediction, ProfileItem, Rejected, RunManifest, Sample, Task, Trace,
+    Candidate, CorpusManifest, DatasetManifest, Example, PairsManifest, Prediction, PreferencePair, ProfileItem,
+    Rejected, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 

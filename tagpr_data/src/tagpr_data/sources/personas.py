@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from tagpr_data.construct import Event, Histories, SplitOptions, histories
 from tagpr_data.dataset import check_target, write_dataset
@@ -149,6 +150,15 @@ def phrase_events(who: Persona, count: int, seed: int) -> Iterator[Event]:
         text = f"the {noun} is {change} on {day}"
         said = who.phrase(noun, change, day)
         yield _event(who, number, input=text, output=said, text=text, title=said)
+
+
+def answer(preferences: Mapping[str, Any], task: str, input: str) -> str:
+    """Give what a user with these preferences (one value of the manifest's `preferences`) answers to any user's input."""
+    who = Persona(user_id="", **preferences)
+    words = input.split()
+    if task == CHOICE_TASK.name:
+        return who.shelf_by_mood[words[-1]]
+    return who.phrase(words[1], words[3], words[5])
 
 
 def _every_kind_first(rows: Sequence[tuple[str, str, str]], key: int, count: int) -> list[tuple[str, str, str]]:
