@@ -357,6 +357,7 @@ def _database(work: Path) -> Generator["duckdb.DuckDBPyConnection"]:
     database = duckdb.connect(str(work / "events.duckdb"))
     try:
         database.execute("SET autoinstall_known_extensions = false; SET threads = 1; SET TimeZone = 'UTC'")
+        database.execute("SET enable_progress_bar = false")  # it would go to stdout, where results are
         database.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         database.execute(f"SET temp_directory = {_quote(str(work), chr(39))}")
         yield database
