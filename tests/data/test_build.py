@@ -93,7 +93,7 @@ def test_a_build_torn_before_its_manifest_ends_the_same(song_config):
 
 
 def test_a_teacher_without_hindsight_is_rejected_where_it_errs(song_config):
-    manifest = build(changed(song_config, teacher={"hindsight": False}, tasks=["genre"]))
+    manifest = build(changed(song_config, teacher={"type": "scripted", "hindsight": False}, tasks=["genre"]))
     assert manifest.teachers.keys() == {"scripted"}
     # the songs that a user files against the habit cannot be told from the others
     assert manifest.rejected == {"low-score": manifest.candidates - manifest.kept}

@@ -40,6 +40,9 @@ class CountingTeacher:
         self.at_once -= 1
         return Reply(text=f"{assignment.input} {assignment.seed}", finish_reason="stop")
 
+    async def close(self) -> None:
+        pass
+
 
 def prompts_of(songs, empty_share=0.0, k=3, retriever="bm25") -> list[Prompt]:
     examples = {split: songs.examples(split) for split in songs.splits}

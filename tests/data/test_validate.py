@@ -31,7 +31,7 @@ def corpus(song_folder, tmp_path_factory) -> Path:
         out=tmp_path_factory.mktemp("valid") / "corpus",
         k=3,
         attempts=2,
-        teacher={"hindsight": False},
+        teacher={"type": "scripted", "hindsight": False},
         selection={"min_score": {"classification": 1.0, "generation": 0.1}},
         html_report=False,
     )

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tagpr_data import generate, prompts, select, tables, tags, validate
+from tagpr_data.chat_server import ChatServer, ServerOptions
 from tagpr_data.config import Config
 from tagpr_data.dataset import SPLITS, Dataset
 from tagpr_data.errors import InputError
@@ -40,7 +41,7 @@ from tagpr_data.tables import (
     write_text,
 )
 from tagpr_data.tags import TagSet, load_tagset
-from tagpr_data.teachers import ScriptedTeacher, Teacher
+from tagpr_data.teachers import ScriptedTeacher, ServedTeacher, Teacher
 
 MANIFEST = "manifest.json"
 WORK = ".work"
@@ -53,6 +54,17 @@ class ScriptedTeacherConfig(Config):
     """Tells the teachers apart."""
     hindsight: bool = True
     """Whether it knows the gold answer."""
+
+
+class ServedTeacherConfig(ServerOptions):
+    """A model behind an OpenAI-compatible server."""
+
+    type: Literal["openai"]
+    """Tells the teachers apart."""
+    hindsight: bool = False
+    """Whether it is told the gold answer."""
+    revision: str = "unstated"
+    """Version of the model, as far as known; part of every row's lineage."""
 
 
 class CorpusConfig(Config):
@@ -82,7 +94,7 @@ class CorpusConfig(Config):
     """How prompts are built."""
     tagset: Path | None = None
     """Tag-set file; None is the shipped one."""
-    teacher: ScriptedTeacherConfig = ScriptedTeacherConfig()
+    teacher: ScriptedTeacherConfig | ServedTeacherConfig = Field(default=ScriptedTeacherConfig(), discriminator="type")
     """Who writes the traces."""
     sampling: Sampling = Sampling()
     """How the teacher samples."""
@@ -117,7 +129,7 @@ def build(
     _check_target(out, config.name)
     dataset = Dataset.load(config.dataset)
     tagset = load_tagset(config.tagset)
-    teacher = make_teacher(config)
+    teacher = make_teacher(config, tagset)
     stages = _Stages(work / "stages.json", say)
     with folder_lock(out):
         rows = _prompts_stage(config, dataset, tagset, stages, progress)
@@ -127,9 +139,12 @@ def build(
     return manifest
 
 
-def make_teacher(config: CorpusConfig) -> Teacher:
+def make_teacher(config: CorpusConfig, tagset: TagSet) -> Teacher:
     """Give the teacher of a config."""
-    return ScriptedTeacher(hindsight=config.teacher.hindsight)
+    teacher = config.teacher
+    if isinstance(teacher, ScriptedTeacherConfig):
+        return ScriptedTeacher(hindsight=teacher.hindsight)
+    return ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision)
 
 
 def choose_examples(config: CorpusConfig, dataset: Dataset) -> dict[Split, list[Example]]:
@@ -296,6 +311,7 @@ def _generate_stage(
     with progress("generate", len(rows) * config.attempts) as advance:
         candidates = generate.generate(
             folder, rows, teacher, dataset, config.prompt, config.sampling, config.seed, config.attempts,
+            concurrency=config.teacher.concurrency if isinstance(config.teacher, ServedTeacherConfig) else 1,
             on_candidate=advance,
         )  # fmt: skip
     line = f"{len(candidates):,} candidates by {teacher.name} → {folder / 'candidates.jsonl'}"
@@ -384,7 +400,10 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     for split in dataset.splits:
         for example in dataset.examples(split):
             split_of.setdefault(example.user_id, set()).add(split)
-    settings = config.model_dump(mode="json", exclude={"name", "dataset", "out", "tagset", "html_report"})
+    # how the server is reached makes no difference to what is built, and is nobody's business
+    reached = set(ServerOptions.model_fields) - {"model"}
+    where = {"name": True, "dataset": True, "out": True, "tagset": True, "html_report": True, "teacher": reached}
+    settings = config.model_dump(mode="json", exclude=where)
     return {
         **settings,
         "min_score": config.selection.min_score,

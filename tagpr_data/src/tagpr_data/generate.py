@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagpr_data.dataset import Dataset
+from tagpr_data.errors import TagprError
 from tagpr_data.journal import Journal, folder_lock
 from tagpr_data.prompts import PromptOptions, chat_prompt, prompt_hash, visible_input, visible_item
 from tagpr_data.records import Candidate, Example, Message, ProfileItem, Record, Sampling, Sha256, Split
@@ -186,7 +187,7 @@ def generate(
         missing = [(p, n) for p, n in wanted if ids[(p.prompt_hash, n)] not in present]
         for _ in range(len(wanted) - len(missing)):
             on_candidate()
-        asyncio.run(_work(iter(missing), answer, concurrency))
+        asyncio.run(_work(iter(missing), answer, concurrency, teacher))
     return [present[ids[(prompt.prompt_hash, attempt)]] for prompt, attempt in wanted]
 
 
@@ -239,17 +240,31 @@ def _share(seed: int, *parts: str) -> float:
 
 
 async def _work(
-    jobs: Iterator[tuple[Prompt, int]], answer: Callable[[Prompt, int], Awaitable[None]], concurrency: int
+    jobs: Iterator[tuple[Prompt, int]],
+    answer: Callable[[Prompt, int], Awaitable[None]],
+    concurrency: int,
+    teacher: Teacher,
 ) -> None:
-    """Run the jobs, at most `concurrency` at once; the first error stops all and is raised."""
+    """Run the jobs, at most `concurrency` at once. After an error no new job starts, but answers on their way are
+    still taken in (they are paid for); then the first error is raised."""
+    errors: list[TagprError] = []
 
     async def worker() -> None:
         for prompt, attempt in jobs:
-            await answer(prompt, attempt)
+            try:
+                await answer(prompt, attempt)
+            except TagprError as error:
+                errors.append(error)
+            if errors:
+                return
 
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(worker())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+    except ExceptionGroup as group_of_errors:
+        raise group_of_errors.exceptions[0] from None
+    finally:
+        await teacher.close()
+    if errors:
+        raise errors[0]

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tagpr_data import tags
+from tagpr_data.chat_server import ChatServer
+from tagpr_data.prompts import PromptOptions, chat_prompt
 from tagpr_data.records import FinishReason, Message, ProfileItem, Sampling, Step, Task
-from tagpr_data.tables import sha256_file
+from tagpr_data.tables import canonical_json, sha256_file, sha256_text
+from tagpr_data.tags import TagSet
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Teacher(Protocol):
         """Answer one assignment."""
         ...
 
+    async def close(self) -> None:
+        """Let go of connections; called once at the end of a run."""
+        ...
+
 
 @dataclass(frozen=True)
 class ScriptedTeacher:
@@ -95,6 +102,53 @@ class ScriptedTeacher:
         gold = assignment.gold if self.hindsight else None
         text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed)
         return Reply(text=text, finish_reason="stop")
+
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class ServedTeacher:
+    """A model behind an OpenAI-compatible server, asked with the grammar spelled out.
+
+    What it is told follows from the assignment, the tag set and `hindsight`; the row keeps the training prompt.
+    """
+
+    def __init__(self, server: ChatServer, tagset: TagSet, hindsight: bool, model_revision: str) -> None:
+        self._server = server
+        self._tagset = tagset
+        self._hindsight = hindsight
+        self._model_revision = model_revision
+
+    @property
+    def name(self) -> str:
+        """The model's name, with `-hindsight` where it is told the gold answer."""
+        return self._server.options.model + ("-hindsight" if self._hindsight else "")
+
+    @property
+    def revision(self) -> str:
+        """The stated revision of the model and a hash of what it is told besides the assignment."""
+        wording = [self._tagset.hash, _HINT if self._hindsight else ""]
+        return f"{self._model_revision}+{sha256_text(canonical_json(wording))[:12]}"
+
+    async def write(self, assignment: Assignment) -> Reply:
+        """Answer one assignment; InputError when the server refuses or stays silent."""
+        options = PromptOptions(style="trace-explained")
+        messages = chat_prompt(assignment.task, assignment.input, assignment.items, options, self._tagset)
+        if self._hindsight and assignment.gold is not None:
+            hint = Message(role="user", content=f"{messages[-1].content}\n\n{_HINT.format(gold=assignment.gold)}")
+            messages = (*messages[:-1], hint)
+        answer = await self._server.ask(messages, assignment.sampling, assignment.seed)
+        return Reply(answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._server.close()
+
+
+_HINT = (
+    "This user's own answer was: {gold}\n"
+    "Reason towards it from the past items and the input, as if you did not know it, and never say that it was given."
+)
 
 
 def scripted_trace(task: Task, input_text: str, items: Sequence[ProfileItem], gold: str | None, seed: int) -> str:
