@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -231,6 +232,7 @@ class HfModel:
 
     @cached_property
     def _model(self) -> Any:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -239,7 +241,7 @@ class HfModel:
             model = AutoModelForCausalLM.from_pretrained(
                 self.base or self.folder, dtype=self._dtype, use_safetensors=True, local_files_only=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"model {self.base or self.folder} does not load: {_first_line(error)}") from None
         whole: Any = self._with_adapter(model) if self.base else model
         return whole.to(self._device).eval().requires_grad_(False)
@@ -251,7 +253,9 @@ class HfModel:
         if len(self._tokenizer) > model.get_input_embeddings().weight.shape[0]:
             model.resize_token_embeddings(len(self._tokenizer), mean_resizing=False)
         try:
-            return PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
+                return PeftModel.from_pretrained(model, str(self.folder)).merge_and_unload()
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"adapter {self.folder} does not fit {self.base}: {_first_line(error)}") from None
 
