@@ -153,7 +153,7 @@ def phrase_events(who: Persona, count: int, seed: int) -> Iterator[Event]:
 
 
 def answer(preferences: Mapping[str, Any], task: str, input: str) -> str:
-    """Give what a user with these preferences (one value of the manifest's `preferences`) answers to any user's input."""
+    """Give what a user with these preferences (a value of the manifest's `preferences`) answers to any input."""
     who = Persona(user_id="", **preferences)
     words = input.split()
     if task == CHOICE_TASK.name:
