@@ -125,7 +125,7 @@ def test_a_lora_adapter_answers_as_unmerged_with_added_tokens_too(tiny_model, tm
     ids = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     torch.manual_seed(5)
     tuned = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, trainable_token_indices=ids)
+        model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, trainable_token_indices={"embed_tokens": ids, "lm_head": ids})
     )  # fmt: skip
     tuned.save_pretrained(tmp_path, save_embedding_layers=False)
     tokenizer.save_pretrained(tmp_path)
