@@ -27,6 +27,10 @@ RECENCY_EDGES = (1, 7, 30, 180, 365)
 """Lower ends of the recency bands after the first (days between the newest profile item and the query)."""
 _ROUNDING = 1e-6
 """Totals are kept in 32 bits: differences closer than this are equal."""
+_BLOCK = 1000
+"""Permutations computed together."""
+_CLEARLY_LARGE = 0.1
+"""A p-value above this is not made more exact."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,8 @@ class Difference(Estimate):
     """First minus second on their common rows, turned so that positive means the first is better."""
 
     p: float
-    """Two-sided, from swapping the two answers of whole users; not yet corrected for other comparisons."""
+    """Two-sided, from swapping the two answers of whole users; not yet corrected for other comparisons. nan where it
+    was not asked for."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Draws:
 
     counts: NDArray[np.float32]
     """(R, U) how often each user was drawn."""
-    swaps: NDArray[np.float32]
+    swaps: NDArray[np.uint8]
     """(P, U) 1 where the user's two answers change places."""
 
 
@@ -140,13 +145,13 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def draw(users: int, resamples: int = 1000, permutations: int = 2000, seed: int = 0) -> Draws:
+def draw(users: int, resamples: int = 1000, permutations: int = 10_000, seed: int = 0) -> Draws:
     """Draw the bootstrap counts and the swaps for `users` users. With P permutations no p is below 1 / (P + 1)."""
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, users), dtype=np.float32)
     for row in counts:
         row[:] = np.bincount(rng.integers(0, users, users), minlength=users)
-    swaps = rng.integers(0, 2, (permutations, users), dtype=np.uint8).astype(np.float32)
+    swaps = rng.integers(0, 2, (permutations, users), dtype=np.uint8)
     return Draws(counts, swaps)
 
 
@@ -171,15 +176,15 @@ class Grid:
             for cell, resampled in zip(self.cells, self.resampled, strict=True)
         ]
 
-    def differences(self, pairs: Sequence[tuple[int, int]]) -> list[Difference]:
+    def differences(self, pairs: Sequence[tuple[int, int]], has_p: bool = True) -> list[Difference]:
         """Give first minus second for each pair of places in `cells`, on the rows both have; nan and p = 1 where
         they share none.
 
         The interval resamples users. p asks how often a difference as large comes up when, for each user by a coin,
         all answers of the two are swapped: no distribution is assumed, and few users cannot make it too small."""
-        return [self._difference(first, second) for first, second in pairs]
+        return [self._difference(first, second, has_p) for first, second in pairs]
 
-    def _difference(self, first: int, second: int) -> Difference:
+    def _difference(self, first: int, second: int, has_p: bool) -> Difference:
         rows, other, pair = self.cells[first], self.cells[second], [first, second]
         totals, resampled = self.totals[pair], self.resampled[pair]  # (2, U, F), (2, R)
         if not np.array_equal(rows.rows, other.rows):
@@ -190,19 +195,26 @@ class Grid:
         sign = 1.0 if self.metric.is_higher_better else -1.0
         sums = np.stack([rows.sums(), other.sums()])
         value = sign * float(np.subtract(*self.metric.value(sums)))
-        gap = totals[0] - totals[1]
-        differs = gap.any(0)
-        moved = np.zeros((len(self.draws.swaps), gap.shape[1]))  # (P, F): leaves the first, enters the second
-        moved[:, differs] = self.draws.swaps @ gap[:, differs]
-        swapped = self.metric.value(sums[0] - moved) - self.metric.value(sums[1] + moved)
-        as_large = np.count_nonzero(np.abs(swapped) >= abs(value) - _ROUNDING)
         return Difference(
             value,
             *_interval(sign * (resampled[0] - resampled[1])),
             n=len(rows.rows),
             users=len(np.unique(rows.users)),
-            p=(1 + as_large) / (1 + len(self.draws.swaps)),
+            p=self._p(totals[0] - totals[1], sums, abs(value)) if has_p else np.nan,
         )
+
+    def _p(self, gap: Floats, sums: Floats, size: float) -> float:
+        """gap (U, F) first minus second by user, sums (2, F). Stops after the first block when p is clearly large."""
+        differs = gap.any(0)
+        as_large = done = 0
+        while done < len(self.draws.swaps) and as_large < _CLEARLY_LARGE * _BLOCK:
+            block = self.draws.swaps[done : done + _BLOCK].astype(np.float32)
+            moved = np.zeros((len(block), gap.shape[1]))  # (P, F): leaves the first, enters the second
+            moved[:, differs] = block @ gap[:, differs]
+            swapped = self.metric.value(sums[0] - moved) - self.metric.value(sums[1] + moved)
+            as_large += np.count_nonzero(np.abs(swapped) >= size - _ROUNDING)
+            done += len(block)
+        return (1 + as_large) / (1 + done)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -35,7 +35,9 @@ class Column:
     digits: int = 3
     """Decimals of numbers and estimates."""
     hint: str = ""
-    """Explanation shown on hover and in the Markdown note."""
+    """Explanation shown on hover."""
+    is_printed: bool = True
+    """False: stands in the CSV only, where the note does not go along."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,36 @@ class Table:
     note: str = ""
     """What the reader must know: where the numbers come from and how to read them."""
 
-    def cells(self) -> list[list[str]]:
-        """Give every cell as it is printed."""
-        return [
-            [show(value, column) for value, column in zip(row.values, self.columns, strict=True)] for row in self.rows
-        ]
+    def printed(self) -> "PrintedTable":
+        """Give the columns and cells as they are printed."""
+        places = [place for place, column in enumerate(self.columns) if column.is_printed]
+        return PrintedTable(
+            tuple(self.columns[place] for place in places),
+            tuple(
+                tuple(Cell(show(row.values[place], self.columns[place]), place in row.strong) for place in places)
+                for row in self.rows
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One printed cell."""
+
+    text: str
+    """What stands there."""
+    is_strong: bool
+    """Whether it is bold."""
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """What a reader sees of a table."""
+
+    columns: tuple[Column, ...]
+    """Printed columns."""
+    rows: tuple[tuple[Cell, ...], ...]
+    """Printed cells, row by row."""
 
 
 def show(value: Value, column: Column) -> str:
@@ -94,19 +121,17 @@ def show(value: Value, column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """Give the table as a Markdown pipe table under its title and note."""
-    head = "| " + " | ".join(_markdown_cell(column.title) for column in table.columns) + " |"
-    rule = "|" + "|".join(":--" if column.kind == "text" else "--:" for column in table.columns) + "|"
+    printed = table.printed()
+    head = "| " + " | ".join(escape(column.title) for column in printed.columns) + " |"
+    rule = "|" + "|".join(":--" if column.kind == "text" else "--:" for column in printed.columns) + "|"
     body = [
         "| "
-        + " | ".join(
-            f"**{cell}**" if place in row.strong else cell
-            for place, cell in enumerate(map(_markdown_value, cells, table.columns))
-        )
+        + " | ".join(_markdown_value(cell, column) for cell, column in zip(row, printed.columns, strict=True))
         + " |"
-        for row, cells in zip(table.rows, table.cells(), strict=True)
+        for row in printed.rows
     ]
-    note = f"{_markdown_cell(table.note)}\n\n" if table.note else ""
-    return f"### {_markdown_cell(table.title)}\n\n{note}" + "\n".join([head, rule, *body]) + "\n"
+    note = f"{escape(table.note)}\n\n" if table.note else ""
+    return f"### {escape(table.title)}\n\n{note}" + "\n".join([head, rule, *body]) + "\n"
 
 
 def csv_text(table: Table) -> str:
@@ -123,16 +148,16 @@ def csv_text(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """Give the table as a LaTeX `tabular` (package booktabs) with its caption as a comment."""
-    layout = "".join("l" if column.kind == "text" else "r" for column in table.columns)
-    head = " & ".join(_latex_cell(column.title) for column in table.columns)
+    """Give the table as a LaTeX `tabular` (package booktabs) with title and note as comments."""
+    printed = table.printed()
+    layout = "".join("l" if column.kind == "text" else "r" for column in printed.columns)
+    head = " & ".join(_latex_cell(column.title) for column in printed.columns)
     body = [
         " & ".join(
-            f"\\textbf{{{_latex_cell(cell)}}}" if place in row.strong else _latex_cell(cell)
-            for place, cell in enumerate(cells)
+            rf"\textbf{{{_latex_cell(cell.text)}}}" if cell.is_strong else _latex_cell(cell.text) for cell in row
         )
         + r" \\"
-        for row, cells in zip(table.rows, table.cells(), strict=True)
+        for row in printed.rows
     ]
     comment = "".join(f"% {line}\n" for line in (*table.title.splitlines(), *table.note.splitlines()))
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule"]
@@ -171,13 +196,15 @@ _LATEX = {
 }  # fmt: skip
 
 
-def _markdown_cell(text: str) -> str:
+def escape(text: str) -> str:
+    """Give text as Markdown that shows it as it is, on one line."""
     return text.translate(_MARKDOWN)
 
 
-def _markdown_value(cell: str, column: Column) -> str:
+def _markdown_value(cell: Cell, column: Column) -> str:
     """Only text comes from data; the brackets of an interval need no escape."""
-    return _markdown_cell(cell) if column.kind == "text" else cell
+    text = escape(cell.text) if column.kind == "text" else cell.text
+    return f"**{text}**" if cell.is_strong else text
 
 
 def _latex_cell(text: str) -> str:

@@ -1,0 +1,284 @@
+"""The cells of evaluation runs, scored and grouped by what may be compared.
+
+Guarantee: only cells of one task on the same split of the same data share a group; within it, all statistics use the
+same resamples of users. Price: scoring, about 0.2 ms a prediction; a metric is resampled when it is first asked for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tagpr_data.dataset import Dataset
+from tagpr_data.errors import InputError
+from tagpr_data.records import Prediction, RunManifest, Task
+from tagpr_data.tables import read_json, read_table
+from tagpr_data.tags import TagSet, load_tagset
+from tagpr_data.tasks import LAMP_TASKS
+from tagpr_eval import scores, stats
+
+if TYPE_CHECKING:
+    import polars as pl
+
+BASELINES = ("majority", "own-majority", "knn", "copy-last", "oracle")
+"""Models that are rules; printed beside the models, never ranked with them."""
+RESAMPLES = 1000
+SEED = 0
+HASH_CHARACTERS = 12
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, read."""
+
+    name: str
+    """Folder name; unique in a report."""
+    manifest: RunManifest
+    """Its run.json."""
+    predictions: "pl.DataFrame"
+    """Its predictions, as written."""
+    dataset: Dataset | None
+    """The data set it was made on; None where that is not at hand."""
+
+    def tasks(self) -> dict[str, Task]:
+        """Give the tasks its predictions may name."""
+        known = {task.name: task for task in LAMP_TASKS}
+        return known | {task.name: task for task in (self.dataset.manifest.tasks if self.dataset else ())}
+
+    def setting(self, key: str) -> str:
+        """Give a setting of the run as text; a dash where it has none."""
+        value = self.manifest.config.get(key)
+        return "–" if value is None else str(value)
+
+    def revision(self, model: str) -> str:
+        """Give the identity of a model, shortened; `rule` for baselines, a dash where the run does not say."""
+        identities = self.manifest.results.get("models", {})
+        return str(identities.get(model, "rule" if model in BASELINES else "–"))[:HASH_CHARACTERS]
+
+    @property
+    def data_hash(self) -> str:
+        """Content hash of the data it read, shortened."""
+        hashes = [value[:HASH_CHARACTERS] for value in self.manifest.data.values()]
+        return "+".join(hashes) or "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All answers of one model under one retriever, k and prompt style; seeds are pooled."""
+
+    run: Run
+    model: str
+    retriever: str
+    k: int
+    style: str
+    frame: "pl.DataFrame"
+    """Scored predictions (`scores.score`)."""
+    evidence: scores.Evidence
+    """What its data set knows of its prompts."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether a rule answered."""
+        return self.model in BASELINES
+
+    @property
+    def control(self) -> str | None:
+        """`none` or `wrong-user` for controls, else None."""
+        return self.retriever if self.retriever in ("none", "wrong-user") else None
+
+    @property
+    def label(self) -> str:
+        """Model and setting in one line."""
+        return f"{self.model} · {self.setting}"
+
+    @property
+    def setting(self) -> str:
+        """Retriever, k and style in one line."""
+        if self.is_baseline:
+            return "wrong user" if self.control else "whole profile"
+        where = "no profile" if self.control == "none" else f"{self.retriever}, k = {self.k}"
+        return f"{where} ({self.style})"
+
+
+class Group:
+    """All cells of one task on one data set: what may be compared."""
+
+    def __init__(self, task: Task, split: str, data_hash: str, cells: Sequence[Cell]) -> None:
+        self.task = task
+        self.split = split
+        self.data_hash = data_hash
+        self.cells = list(cells)
+        keys = {key for cell in cells for key in cell.frame.select("example_id", "seed").iter_rows()}
+        people = {user for cell in cells for user in cell.frame["user_id"]}
+        self.rows = {key: place for place, key in enumerate(sorted(keys))}
+        self.users = {user: place for place, user in enumerate(sorted(people))}
+
+    @property
+    def metrics(self) -> tuple[str, str]:
+        """The task's two metrics, the headline one first."""
+        return scores.METRIC_NAMES[self.task.kind]
+
+    @property
+    def source(self) -> str:
+        """Where the numbers come from, for notes."""
+        return f"{self.task.name}: split {self.split}, data {self.data_hash}, metric mode exact"
+
+    @cached_property
+    def draws(self) -> stats.Draws:
+        """The random part, the same for all cells."""
+        return stats.draw(max(1, len(self.users)), RESAMPLES, seed=SEED)
+
+    @cached_property
+    def _grids(self) -> dict[tuple[str, str], stats.Grid]:
+        return {}
+
+    def grid(self, metric: str, mode: scores.Mode) -> stats.Grid:
+        """Give all cells under one metric, resampled once."""
+        if (metric, mode) not in self._grids:
+            found = [
+                scores.observations(cell.frame, self.task, metric, mode, self.rows, self.users) for cell in self.cells
+            ]
+            self._grids[metric, mode] = stats.Grid(stats.METRICS[metric], found, self.draws)
+        return self._grids[metric, mode]
+
+    def share(self, cells: Sequence[Cell], parts: str, wholes: str | None = None) -> list[stats.Estimate]:
+        """Give, for each cell, the sum of one column over the sum of another (None: over rows), with interval."""
+        import polars as pl
+
+        found: list[stats.Observations] = []
+        for cell in cells:
+            frame = cell.frame.filter(pl.col(parts).is_not_null())
+            whole = np.ones(frame.height) if wholes is None else frame[wholes].to_numpy().astype(float)
+            features = np.column_stack([frame[parts].to_numpy().astype(float), whole])
+            users = np.array([self.users[user] for user in frame["user_id"]], dtype=np.int64)
+            found.append(stats.Observations(np.arange(frame.height), users, features))
+        return stats.Grid(stats.METRICS["accuracy"], found, self.draws).estimates()
+
+
+def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]:
+    """Read run folders; `dataset` stands in for the data set folder named in their settings, where that has moved.
+
+    Raises InputError for a folder that is no evaluation, two of one name, or a data set of another content hash.
+    """
+    runs: list[Run] = []
+    for folder in folders:
+        manifest = read_json(folder / "run.json", RunManifest)
+        if manifest.kind != "evaluation":
+            raise InputError(f"{folder} is a run of kind {manifest.kind!r}; a report needs one of kind 'evaluation'")
+        predictions = read_table(folder / "predictions.parquet", Prediction)
+        name = folder.resolve().name
+        if name in {run.name for run in runs}:
+            raise InputError(f"two runs are called {name!r}; rename one folder, so that a reader can tell them apart")
+        runs.append(Run(name, manifest, predictions, _dataset(folder, manifest, dataset)))
+    return runs
+
+
+def make_groups(runs: Sequence[Run]) -> list[Group]:
+    """Score all runs and sort their cells by task and data. Raises InputError when there is no prediction."""
+    found: dict[tuple[str, str, str], tuple[Task, list[Cell]]] = {}
+    names = [(run.name, model) for run in runs for model in run.predictions["model"].unique()]
+    for run in runs:
+        evidence = scores.gather_evidence(run.dataset, run.predictions) if run.dataset else scores.Evidence()
+        tasks = run.tasks()
+        frame = scores.score(run.predictions, tasks, tagset_of([run]), evidence)
+        keys = ("task", "model", "retriever", "k", "style")
+        for (task, model, retriever, k, style), part in frame.group_by(keys, maintain_order=True):
+            is_shared = sum(name == model for _, name in names) > 1
+            shown = f"{model} ({run.name})" if is_shared else str(model)
+            cell = Cell(run, shown, str(retriever), int(str(k)), str(style), part, evidence)
+            key = (str(task), run.setting("split"), run.data_hash)
+            found.setdefault(key, (tasks[str(task)], []))[1].append(cell)
+    if not found:
+        raise InputError("the runs hold no prediction; there is nothing to report")
+    return [Group(task, split, data, _in_order(cells)) for (_, split, data), (task, cells) in found.items()]
+
+
+def control_place(cells: Sequence[Cell], place: int, kind: str) -> int | None:
+    """Place of the control of a cell: the same run, model and style; for wrong-user also the same k."""
+    cell = cells[place]
+    for index, other in enumerate(cells):
+        is_same = (other.run.name, other.model, other.style) == (cell.run.name, cell.model, cell.style)
+        if is_same and other.control == kind and (kind == "none" or other.k == cell.k):
+            return index
+    return None
+
+
+def is_same_setting(cell: Cell, other: Cell, cells: Sequence[Cell]) -> bool:
+    """Whether two cells put the same items into the prompt: style may differ only where a model has not run the
+    other's style."""
+    if (cell.control, cell.retriever, cell.k) != (other.control, other.retriever, other.k):
+        return cell.control == other.control == "none"
+    return cell.style == other.style or not any(
+        one.model == cell.model and one.style == other.style and (one.retriever, one.k) == (cell.retriever, cell.k)
+        for one in cells
+    )
+
+
+def largest_k(group: Group) -> list[Cell]:
+    """Cells of the largest k of each model, retriever and style, and the cells without profile; rules aside."""
+    cells = [cell for cell in group.cells if not cell.is_baseline and cell.control != "wrong-user"]
+    largest: dict[tuple[str, str, str], int] = {}
+    for cell in cells:
+        key = (cell.model, cell.retriever, cell.style)
+        largest[key] = max(largest.get(key, 0), cell.k)
+    return [
+        cell for cell in cells if cell.k == largest[cell.model, cell.retriever, cell.style] or cell.control == "none"
+    ]
+
+
+def best_place(group: Group, found: Sequence[stats.Estimate], metric: str) -> int | None:
+    """Place of the best cell that is neither rule nor control; None where all are equal."""
+    sign = 1 if stats.METRICS[metric].is_higher_better else -1
+    places = [
+        place
+        for place, cell in enumerate(group.cells)
+        if not cell.is_baseline and cell.control is None and not math.isnan(found[place].value)
+    ]
+    if len({round(found[place].value, 9) for place in places}) < min(2, len(places)):
+        return None
+    return max(places, key=lambda place: sign * found[place].value, default=None)
+
+
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Models in order of first mention, rules last; in each, controls first, then retriever and k."""
+    seen = list(dict.fromkeys(cell.model for cell in cells))
+    rank = {"none": 0, "wrong-user": 2}
+    return sorted(
+        cells,
+        key=lambda cell: (
+            cell.is_baseline,
+            seen.index(cell.model),
+            cell.style,
+            rank.get(cell.control or "", 1),
+            cell.retriever,
+            cell.k,
+        ),
+    )
+
+
+def _dataset(folder: Path, manifest: RunManifest, instead: Path | None) -> Dataset | None:
+    named = manifest.config.get("dataset")
+    path = instead or (Path(named) if isinstance(named, str) else None)
+    if path is None or (instead is None and not path.is_dir()):
+        return None
+    dataset = Dataset.load(path)
+    hashes = set(manifest.data.values())
+    if hashes and dataset.manifest.content_hash not in hashes:
+        raise InputError(
+            f"{folder} was made on data {', '.join(sorted(hashes))}, but data set {path} has "
+            f"{dataset.manifest.content_hash}; give the one it was made on with --dataset"
+        )
+    return dataset
+
+
+def tagset_of(runs: Sequence[Run]) -> TagSet:
+    """Give the tag set the runs name; the shipped one where they name none or its file has gone."""
+    for run in runs:
+        named = run.manifest.config.get("tagset")
+        if isinstance(named, str) and Path(named).is_file():
+            return load_tagset(Path(named))
+    return load_tagset()
