@@ -1,18 +1,19 @@
-"""The commands `tagpr-data tags …`: check texts against the tag grammar."""
+"""The commands `tagpr-data tags …`: check texts against the tag grammar, export it for constrained decoding."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from tagpr_data.errors import CheckFailed, InputError, shorten
 
-app = typer.Typer(no_args_is_help=True, help="Check texts against the tag grammar.")
+app = typer.Typer(no_args_is_help=True, help="Check texts against the tag grammar, or export it.")
 
+Notation = Literal["gbnf", "lark"]
 TagsetFile = Annotated[Path | None, typer.Option("--tagset", help="Tag-set file (TOML); without it tagpr-9.")]
 
 
@@ -53,6 +54,19 @@ def check(
         raise CheckFailed(f"{file}: {invalid} of {texts} texts break the grammar of {grammar.name} ({most})")
     if not as_json:
         typer.echo(f"{file}: all {texts} texts are valid in the grammar of {grammar.name}", err=True)
+
+
+@app.command()
+def grammar(
+    notation: Annotated[Notation, typer.Option("--format", help="gbnf: llama.cpp, xgrammar. lark: llguidance.")],
+    k: Annotated[int | None, typer.Option("--k", min=0, help="Items in the prompt; only these can be cited.")] = None,
+    tagset: TagsetFile = None,
+) -> None:
+    """Print the tag grammar for constrained decoding: what it allows is valid for `tags check` with the same k."""
+    from tagpr_data.grammar import export
+    from tagpr_data.tags import load_tagset
+
+    typer.echo(export(load_tagset(tagset), k, notation), nl=False)
 
 
 @dataclass(frozen=True, slots=True)
