@@ -60,13 +60,16 @@ def validate(
     corpus: Annotated[Path, typer.Argument(help="Corpus folder.")],
     report: Annotated[Path | None, typer.Option(help="Folder for the HTML report (default: CORPUS/data_docs).")] = None,
     tagset: Annotated[Path | None, typer.Option(help="Tag-set file, where it is not the shipped one.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Its data set folder: claims about items are looked up again.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Check a corpus folder; exit code 1 names the failed checks and rows."""
     from tagpr_data.validate import raise_for
     from tagpr_data.validate import validate as validate_corpus
 
-    outcome = validate_corpus(corpus, tagset, report or corpus / "data_docs")
+    outcome = validate_corpus(corpus, tagset, report or corpus / "data_docs", dataset_folder=dataset)
     if as_json:
         typer.echo(outcome.as_json(), nl=False)
     else:
