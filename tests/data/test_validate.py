@@ -9,9 +9,10 @@ import pytest
 
 from tagpr_data import validate as module
 from tagpr_data.build import build
+from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.prompts import prompt_hash
-from tagpr_data.records import CorpusManifest, Rejected, Split, Trace
+from tagpr_data.records import CorpusManifest, DatasetManifest, Rejected, Split, Trace
 from tagpr_data.tables import content_hash, read_json, read_records, sha256_file, write_json
 from tagpr_data.tags import load_tagset
 from tagpr_data.validate import CHECKS, ROW_CHECKS, check_rows, check_tables, raise_for, validate
@@ -133,6 +134,7 @@ BREAK_ROWS: dict[str, Callable[[Traces, Rejects], None]] = {
     ),
     "prompt_hash": lambda traces, rejected: edit_first(traces, prompt_hash="b" * 64),
     "score_range": lambda traces, rejected: edit_first(traces, score=-0.5),
+    "grounding": lambda traces, rejected: edit_first(traces, claims=99, grounded_claims=99),
     "grammar": lambda traces, rejected: edit_first(
         traces, text=traces["train"][0].text.replace("\n</think>", "\nby the way\n</think>")
     ),
@@ -160,10 +162,10 @@ BREAK_MANIFEST: dict[str, Callable[[CorpusManifest], dict[str, object]]] = {
 OTHER = {"columns"}
 
 
-def failed(folder: Path, with_rows: bool = True) -> dict[str, tuple[int, tuple[str, ...]]]:
+def failed(folder: Path, dataset: Dataset | None, with_rows: bool = True) -> dict[str, tuple[int, tuple[str, ...]]]:
     manifest = read_json(folder / "manifest.json", CorpusManifest)
-    results = [*check_tables(folder, manifest), *(check_rows(folder, load_tagset()) if with_rows else ())]
-    assert not [result for result in results if result.status in ("crashed", "not-run")]
+    results = [*check_tables(folder, manifest), *(check_rows(folder, load_tagset(), dataset) if with_rows else ())]
+    assert not [result for result in results if result.status == "crashed"]
     return {result.name: (result.offending, result.rows) for result in results if result.status == "failed"}
 
 
@@ -182,12 +184,12 @@ def test_every_query_starts_with_its_question():
 
 
 @pytest.mark.parametrize("name", BREAK_ROWS)
-def test_broken_rows_fail_exactly_their_check(name, rows, make_corpus, tmp_path):
+def test_broken_rows_fail_exactly_their_check(name, rows, make_corpus, songs, tmp_path):
     traces, rejected = rows
     BREAK_ROWS[name](traces, rejected)
     minimum = {"classification": 1.0, "generation": 0.1}
     make_corpus(tmp_path, traces, rejected, min_score=minimum, disjoint_users=name == "disjoint_users")
-    assert list(failed(tmp_path)) == [name]
+    assert list(failed(tmp_path, songs if name == "grounding" else None)) == [name]
 
 
 @pytest.mark.parametrize("name", BREAK_MANIFEST)
@@ -195,14 +197,14 @@ def test_a_wrong_manifest_fails_exactly_its_check(name, corpus, tmp_path):
     shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
     manifest = read_json(tmp_path / "manifest.json", CorpusManifest)
     write_json(tmp_path / "manifest.json", edit(manifest, **BREAK_MANIFEST[name](manifest)))
-    assert list(failed(tmp_path, with_rows=False)) == [name]
+    assert list(failed(tmp_path, None, with_rows=False)) == [name]
 
 
 def test_the_report_names_the_row_and_what_is_wrong_with_it(rows, make_corpus, tmp_path):
     traces, rejected = rows
     edit_first(traces, score=0.05)
     make_corpus(tmp_path, traces, rejected, min_score={"classification": 1.0, "generation": 0.1})
-    (offending, (shown,)) = failed(tmp_path)["score_threshold"]
+    (offending, (shown,)) = failed(tmp_path, None)["score_threshold"]
     assert offending == 1
     assert shown.startswith(f"{traces['train'][0].id}: score 0.05 is below ")
 
@@ -212,7 +214,7 @@ def test_files_are_compared_by_hash_rows_and_presence(corpus, tmp_path):
     (tmp_path / "traces/extra.parquet").write_bytes((tmp_path / "traces/train.parquet").read_bytes())
     table = pq.read_table(tmp_path / "rejected/train.parquet")
     pq.write_table(table, tmp_path / "rejected/train.parquet", compression="none")
-    shown = failed(tmp_path)["files_match"][1]
+    shown = failed(tmp_path, None)["files_match"][1]
     assert shown == (
         "rejected/train.parquet: has another hash than the manifest says",
         "traces/extra.parquet: is in the folder but not in the manifest",
@@ -263,9 +265,9 @@ def test_a_report_is_written_as_html_and_json_with_data_escaped(rows, make_corpu
     assert not any("<script>alert" in page for page in pages)
 
 
-def test_an_empty_corpus_is_valid(make_corpus, tmp_path):
+def test_an_empty_corpus_is_valid(make_corpus, songs, tmp_path):
     make_corpus(tmp_path, {"train": []}, {"train": []})
-    assert failed(tmp_path) == {}
+    assert failed(tmp_path, songs) == {}
 
 
 def test_no_manifest_or_another_tag_set_is_an_input_error(corpus, tmp_path):
@@ -279,6 +281,18 @@ def test_no_manifest_or_another_tag_set_is_an_input_error(corpus, tmp_path):
     assert load_tagset(other).hash != shipped.hash
     with pytest.raises(InputError, match="is written in the tag set tagpr-9"):
         validate(corpus, tagset_path=other)
+
+
+def test_without_the_data_set_grounding_is_not_run_and_another_data_set_is_refused(corpus, song_folder, tmp_path):
+    status = {result.name: result.status for result in validate(corpus).results}
+    assert status.pop("grounding") == "not-run" and set(status.values()) == {"passed"}
+    status = {result.name: result.status for result in validate(corpus, dataset_folder=song_folder).results}
+    assert set(status.values()) == {"passed"}
+    shutil.copytree(song_folder, tmp_path, dirs_exist_ok=True)
+    manifest = read_json(tmp_path / "manifest.json", DatasetManifest)
+    write_json(tmp_path / "manifest.json", edit(manifest, content_hash="0" * 64))
+    with pytest.raises(InputError, match="was made from the data set songs"):
+        validate(corpus, dataset_folder=tmp_path)
 
 
 def test_hashes_of_the_corpus_are_those_of_its_files(corpus):

@@ -387,7 +387,7 @@ def _validate_stage(config: CorpusConfig, manifest: CorpusManifest, stages: _Sta
     if stages.is_done("validate", inputs) and (report / "report.json").is_file():
         stages.skip("validate", "passed before")
         return
-    outcome = validate.validate(config.out, config.tagset, report, config.html_report)
+    outcome = validate.validate(config.out, config.tagset, report, config.html_report, config.dataset)
     validate.raise_for(outcome, config.out)
     page = report / ("index.html" if config.html_report else "report.json")
     line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"

@@ -8,20 +8,23 @@ grow with the corpus. A check that cannot run is reported as crashed, never as f
 import json
 import os
 import re
+import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.generate import Profiles
 from tagpr_data.prompts import prompt_hash
-from tagpr_data.records import CorpusManifest, Message, Rejected, Step, Trace
+from tagpr_data.records import CorpusManifest, Message, ProfileItem, Rejected, Step, Trace
 from tagpr_data.select import REASONS
 from tagpr_data.tables import arrow_schema, content_hash, read_json, sha256_file, write_text
-from tagpr_data.tags import TagSet, load_tagset, parse
+from tagpr_data.tags import TagSet, ground, load_tagset, parse
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,8 +43,12 @@ ROW_CHECKS = {
     "prompt_hash": "Is every prompt hash that of the messages?",
     "roles": "Does every prompt end with the user's turn, with no turn of the assistant before?",
     "score_range": "Is every score between 0 and 1?",
+    "grounding": "Are claims and grounded claims those one finds by looking the items up? (needs the data set)",
 }
 """What great-expectations asks of every row of traces/, by name of the check."""
+
+LookUp = Callable[[str, Sequence[str]], tuple[tuple[ProfileItem, ...], str | None] | None]
+"""Example id, item ids → the items and the query's date; None where the data set lacks one of them."""
 
 _SHOWN = 20
 _CHUNK_ROWS = 100_000
@@ -87,11 +94,17 @@ class ValidationReport:
 
 
 def validate(
-    folder: Path, tagset_path: Path | None = None, report: Path | None = None, html: bool = True
+    folder: Path,
+    tagset_path: Path | None = None,
+    report: Path | None = None,
+    html: bool = True,
+    dataset_folder: Path | None = None,
 ) -> ValidationReport:
     """Run all checks on a corpus folder and write `report.json` and, with `html`, data docs into `report`.
 
-    Raises InputError when the folder holds no readable corpus or its tag set is not at hand.
+    With the data set that the corpus was made from, claims about items are looked up again; without it `grounding`
+    is not run. Raises InputError when the folder holds no readable corpus, its tag set is not at hand, or the data
+    set is another one.
     """
     manifest = read_json(folder / "manifest.json", CorpusManifest)
     tagset = load_tagset(tagset_path)
@@ -100,9 +113,15 @@ def validate(
             f"{folder} is written in the tag set {manifest.tagset} ({manifest.tagset_hash[:12]}…), not in "
             f"{tagset.name} ({tagset.hash[:12]}…); give its file with --tagset"
         )
+    dataset = Dataset.load(dataset_folder) if dataset_folder is not None else None
+    if dataset is not None and dataset.manifest.content_hash != manifest.dataset_hash:
+        raise InputError(
+            f"{folder} was made from the data set {manifest.dataset} ({manifest.dataset_hash[:12]}…), not from "
+            f"{dataset_folder} ({dataset.manifest.content_hash[:12]}…)"
+        )
     results = check_tables(folder, manifest)
     readable = results[0].status == "passed"
-    results += check_rows(folder, tagset) if readable else _not_run(ROW_CHECKS)
+    results += check_rows(folder, tagset, dataset) if readable else _not_run(ROW_CHECKS, "columns failed")
     outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
     if report is not None:
         write_text(report / "report.json", outcome.as_json())
@@ -130,7 +149,7 @@ def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
     columns = _check_columns(folder)
     asked = {name: text.partition("\n")[0].removeprefix("-- ") for name, text in questions.items()}
     if columns.status != "passed":
-        return [columns, *_not_run(asked)]
+        return [columns, *_not_run(asked, "columns failed")]
     connection = _connect(folder, manifest)
     try:
         return [columns, *(_run_query(connection, name, asked[name], text) for name, text in questions.items())]
@@ -138,18 +157,23 @@ def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
         connection.close()
 
 
-def check_rows(folder: Path, tagset: TagSet) -> list[CheckResult]:
+def check_rows(folder: Path, tagset: TagSet, dataset: Dataset | None = None) -> list[CheckResult]:
     """Run `ROW_CHECKS` by great-expectations over all traces, a chunk at a time; counts are summed over chunks."""
     run = _row_validation()
+    look_up = _item_lookup(dataset) if dataset is not None else None
     found = {name: _Tally() for name in ROW_CHECKS}
     for path in _parquet_files(folder, "traces"):
-        for frame in _chunks(path, tagset):
+        for frame in _chunks(path, tagset, look_up):
             run(frame, found)
-    return [tally.result(name, ROW_CHECKS[name]) for name, tally in found.items()]
+    results = [tally.result(name, ROW_CHECKS[name]) for name, tally in found.items()]
+    if look_up is not None:
+        return results
+    without = _not_run({"grounding": ROW_CHECKS["grounding"]}, "no data set given")
+    return [*(result for result in results if result.name != "grounding"), *without]
 
 
-def row_facts(row: dict[str, Any], tagset: TagSet) -> dict[str, Any]:
-    """Give what the row checks look at for one row of traces/, re-computed from its text and messages."""
+def row_facts(row: dict[str, Any], tagset: TagSet, look_up: LookUp | None = None) -> dict[str, Any]:
+    """Give what the row checks look at for one row of traces/, re-computed from its text, messages and items."""
     parsed = parse(row["text"], tagset, k=len(row["item_ids"]))
     messages = [Message(role=turn["role"], content=turn["content"]) for turn in row["messages"]]
     steps = tuple(Step(tag=step["tag"], text=step["text"], cites=tuple(step["cites"])) for step in row["steps"])
@@ -162,7 +186,29 @@ def row_facts(row: dict[str, Any], tagset: TagSet) -> dict[str, Any]:
         "answer": "match" if parsed.answer == row["answer"] else "differs",
         "prompt_hash": "match" if prompt_hash(messages) == row["prompt_hash"] else "differs",
         "roles": " ".join(message.role for message in messages),
+        "grounding": "match" if look_up is None or _is_grounded_as_stated(row, parsed.steps, look_up) else "differs",
     }
+
+
+def _is_grounded_as_stated(row: dict[str, Any], steps: Sequence[Step], look_up: LookUp) -> bool:
+    found = look_up(row["example_id"], row["item_ids"])
+    if found is None:
+        return False
+    claims = ground(steps, *found)
+    return (len(claims), sum(claim.holds for claim in claims)) == (row["claims"], row["grounded_claims"])
+
+
+def _item_lookup(dataset: Dataset) -> LookUp:
+    examples = {example.id: example for split in dataset.splits for example in dataset.examples(split)}
+    profiles = Profiles(dataset, list(examples.values()))
+
+    def look_up(example_id: str, item_ids: Sequence[str]) -> tuple[tuple[ProfileItem, ...], str | None] | None:
+        example = examples.get(example_id)
+        if example is None or not set(item_ids) <= {item.item_id for item in profiles.items(example)}:
+            return None
+        return profiles.chosen(example, item_ids), example.date
+
+    return look_up
 
 
 def _check_columns(folder: Path) -> CheckResult:
@@ -209,7 +255,10 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
     import pyarrow.parquet as pq
 
     connection = duckdb.connect()
-    connection.execute("SET memory_limit = '1GB'; SET preserve_insertion_order = false")
+    temporary = _quoted(str(Path(tempfile.gettempdir()) / f"tagpr-duckdb-{os.getpid()}"))  # only made when needed
+    connection.execute(
+        f"SET memory_limit = '800MB'; SET preserve_insertion_order = false; SET temp_directory = {temporary}"
+    )
     for kind, model in KINDS.items():
         parts = [
             f"SELECT {_quoted(path.stem)} AS split, * FROM read_parquet({_quoted(str(path))})"
@@ -297,8 +346,8 @@ def _run_query(connection: "duckdb.DuckDBPyConnection", name: str, question: str
     return CheckResult(name, question, "failed", rows[0][2], tuple(f"{row}: {problem}" for row, problem, _ in rows))
 
 
-def _not_run(questions: dict[str, str]) -> list[CheckResult]:
-    return [CheckResult(name, question, "not-run", error="columns failed") for name, question in questions.items()]
+def _not_run(questions: dict[str, str], why: str) -> list[CheckResult]:
+    return [CheckResult(name, question, "not-run", error=why) for name, question in questions.items()]
 
 
 def _parquet_files(folder: Path, kind: str) -> list[Path]:
@@ -309,14 +358,17 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _chunks(path: Path, tagset: TagSet) -> Iterator[Any]:
+def _chunks(path: Path, tagset: TagSet, look_up: LookUp | None) -> Iterator[Any]:
     """Give the facts of a file's rows as pandas frames of at most 100,000 rows."""
     import pandas as pd
     import pyarrow.parquet as pq
 
-    columns = ["id", "finish_reason", "score", "text", "item_ids", "messages", "steps", "answer", "prompt_hash"]
+    columns = [
+        "id", "example_id", "finish_reason", "score", "text", "item_ids", "messages", "steps", "answer", "prompt_hash",
+        "claims", "grounded_claims",
+    ]  # fmt: skip
     for batch in pq.ParquetFile(path).iter_batches(_CHUNK_ROWS, columns=columns):
-        yield pd.DataFrame([row_facts(row, tagset) for row in batch.to_pylist()])
+        yield pd.DataFrame([row_facts(row, tagset, look_up) for row in batch.to_pylist()])
 
 
 @dataclass
@@ -363,6 +415,7 @@ def _row_validation() -> Any:
             _in_set(expect, "steps", ("match",), "steps_match"),
             _in_set(expect, "answer", ("match",), "answer_match"),
             _in_set(expect, "prompt_hash", ("match",), "prompt_hash"),
+            _in_set(expect, "grounding", ("match",), "grounding"),
             _in_set(expect, "roles", ("user", "system user"), "roles"),
             expect.ExpectColumnValuesToBeBetween(column="score", min_value=0, max_value=1, **_named("score_range")),
         ],
