@@ -189,6 +189,11 @@ class Server:
         request.wfile.write(content)
 
 
+@pytest.fixture(scope="session")
+def server_class():
+    return Server
+
+
 @pytest.fixture
 def server():
     running = Server()

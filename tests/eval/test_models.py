@@ -124,9 +124,9 @@ def test_a_lora_adapter_answers_as_unmerged_with_added_tokens_too(tiny_model, tm
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ids = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     torch.manual_seed(5)
-    tuned = get_peft_model(
-        model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, trainable_token_indices={"embed_tokens": ids, "lm_head": ids})
-    )  # fmt: skip
+    rows = {"embed_tokens": ids, "lm_head": ids}
+    settings = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, trainable_token_indices=rows)
+    tuned = get_peft_model(model, settings)
     tuned.save_pretrained(tmp_path, save_embedding_layers=False)
     tokenizer.save_pretrained(tmp_path)
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)

@@ -138,11 +138,11 @@ def _completion(response: "httpx.Response") -> Completion:
     try:
         answer = response.json()
         choice = answer["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        text = _text(choice["message"])
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _Retry(f"not a chat completion: {shorten(response.text)}") from None
     reason = _FINISH.get(str(choice.get("finish_reason")))
-    if not isinstance(text, str) or reason is None:
+    if text is None or reason is None:
         raise _Retry(
             f"a completion with content {shorten(text)} and finish_reason {choice.get('finish_reason')!r}, "
             "expected a text that ended by stop or length"
@@ -155,6 +155,16 @@ def _completion(response: "httpx.Response") -> Completion:
         _count(counts.get("prompt_tokens")),
         _count(counts.get("completion_tokens")),
     )
+
+
+def _text(message: dict[str, Any]) -> str | None:
+    """The raw completion: some servers hand the think block out on its own, here it is put back in front; without
+    content it was never closed."""
+    content = message.get("content")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and thought:
+        return f"<think>{thought}" + (f"</think>{content}" if isinstance(content, str) else "")
+    return content if isinstance(content, str) else None
 
 
 def _count(value: Any) -> int | None:
