@@ -21,7 +21,16 @@ pytestmark = pytest.mark.slow
 def finished(tmp_path_factory, tiny_model, toy_data, server_class):
     """A run of a model whose answers are sometimes labels: a served one, which answers by the prompt's hash."""
     server = server_class()  # the fixture `server` lives for one test only
-    choices = ["red", " blue ", "The answer is green.", "<think>x</think>red", "<think>not closed", "", "red thing"]
+    choices = [
+        "red",
+        " blue ",
+        "green",
+        "The answer is green.",
+        "<think>x</think>red",
+        "<think>not closed",
+        "",
+        "red thing",
+    ]
 
     def answer(request, body, treatment):
         text = choices[int(sha256_text(json.dumps(body["messages"])), 16) % len(choices)]
@@ -64,10 +73,9 @@ def test_its_table_holds_our_numbers_for_every_cell(finished, toy):
             for suffix, given in (("", extracted), ("_strict", raw)):
                 for metric, value in lamp_evaluate(task, golds, given).metrics.items():
                     assert found[metric + suffix] == pytest.approx(value, abs=1e-12), (name, metric + suffix)
-    strict, extracted = (
-        table(folder, "s")["results"]["colour.bm25.k2.direct.seed0|0"][m] for m in ("accuracy_strict", "accuracy")
-    )
-    assert 0 < strict < extracted < 1  # else the two columns were not told apart
+    cells = [row for name, row in table(folder, "s")["results"].items() if name.startswith("colour")]
+    strict, extracted = (sum(row[name] for row in cells) for name in ("accuracy_strict", "accuracy"))
+    assert 0 < strict < extracted < 2  # else the two columns were not told apart
 
 
 def test_our_headline_is_its_table(finished):
