@@ -283,7 +283,7 @@ HOSTILE_PATTERNS = {
 ITEM = ProfileItem(profile_id="p", position=0, item_id="i", text="a b " * 250)
 
 
-@pytest.mark.parametrize("start", ["", "<think>", "<think><infer_preference>[P1", "<think></think>"])
+@pytest.mark.parametrize("start", ["<think>", "<think><infer_preference>[P1", "<think></think>"])
 @pytest.mark.parametrize("name", HOSTILE_PATTERNS)
 def test_a_megabyte_of_hostile_text_takes_linear_time(name: str, start: str):
     piece = HOSTILE_PATTERNS[name]

@@ -28,6 +28,7 @@ Format = Literal["gbnf", "lark"]
 def export(tagset: TagSet, k: int | None, notation: Format) -> str:
     """Give the grammar of traces for prompts of k items (None: not known) as text. Raises InputError where no trace
     of this tag set could be valid with that k."""
+    write = _NOTATIONS[notation]
     tags = [tag for tag in tagset.tags if k != 0 or tag.cites != "required"]
     required = [number for number, tag in enumerate(tags) if tag.name in tagset.required_any]
     others = [number for number in range(len(tags)) if number not in required]
@@ -35,19 +36,19 @@ def export(tagset: TagSet, k: int | None, notation: Format) -> str:
         raise InputError(
             f"tag set {tagset.name}: with k = {k} no item can be cited, so no required step can be written"
         )
-    write = _NOTATIONS[notation]
+    step, answer = write.terminal("step"), write.terminal("answer")
     rules = [
-        (write.start, f"{_quoted('<think>' + _NEWLINE)} steps {_quoted('</think>' + _NEWLINE)} answer"),
+        (write.start, f"{_quoted('<think>' + _NEWLINE)} steps {_quoted('</think>' + _NEWLINE)} {answer}"),
         ("steps", _alternatives(_steps(tagset, bool(required), bool(others), write))),
-        ("any", _alternatives(f"step{number}" for number in range(len(tags)))),
+        ("any", _alternatives(f"{step}{number}" for number in range(len(tags)))),
     ]
     if required:
-        rules.append(("required", _alternatives(f"step{number}" for number in required)))
+        rules.append(("required", _alternatives(f"{step}{number}" for number in required)))
     if required and others:
-        rules.append(("other", _alternatives(f"step{number}" for number in others)))
+        rules.append(("other", _alternatives(f"{step}{number}" for number in others)))
     for number, tag in enumerate(tags):
         opening, closing = _quoted(f"<{tag.name}>"), _quoted(f"</{tag.name}>{_NEWLINE}")
-        rules.append((f"step{number}", f"{opening} {_body(tag, k, write)} {closing}"))
+        rules.append((f"{step}{number}", f"{opening} {_body(tag, k, write)} {closing}"))
     rules += _characters(tagset.names, k, write)
     title = f"Traces in the tag grammar, version 1: tag set {tagset.name}, {'any number of' if k is None else k} items"
     return "\n".join([f"{write.comment} {title}", *(f"{name}{write.defines} {rule}" for name, rule in rules)]) + "\n"
@@ -63,9 +64,7 @@ class _Notation:
     repeat: str
     set: str
     is_terminal_upper: bool
-    run: str
-    """After one character of text: nothing where text is read character by character, so that there is one way to
-    read it; `+` where a lexer takes the longest run."""
+    """Lark reads by a lexer which cannot go back, so a whole step is one terminal there, written in capitals."""
 
     def times(self, rule: str, low: int, high: int) -> str:
         if low == high:
@@ -84,8 +83,8 @@ class _Notation:
 
 
 _NOTATIONS: dict[Format, _Notation] = {
-    "gbnf": _Notation("root", "#", " ::=", "{rule}{{{low},{high}}}", "{}", False, ""),
-    "lark": _Notation("start", "//", ":", "{rule}~{low}..{high}", "/{}/", True, "+"),
+    "gbnf": _Notation("root", "#", " ::=", "{rule}{{{low},{high}}}", "{}", False),
+    "lark": _Notation("start", "//", ":", "{rule}~{low}..{high}", "/{}/", True),
 }
 
 
@@ -125,10 +124,10 @@ def _characters(names: Sequence[str], k: int | None, write: _Notation) -> list[t
     square = f"{_quoted('[')} {write.characters('P<' + _OPENING + _CONTROLS)}"
     bracket_in_answer = f"{_quoted('<')} {write.characters(first + _CONTROLS)}"
     rules = [
-        (text, f"({write.characters('<' + _OPENING + _CONTROLS)} | {bracket} | {square}){write.run}"),
+        (text, f"({write.characters('<' + _OPENING + _CONTROLS)} | {bracket} | {square})"),
         (seen, write.characters("<" + _OPENING + _INVISIBLE)),
-        (write.terminal("reply"), f"({write.characters('<' + _CONTROLS)} | {bracket_in_answer}){write.run}"),
-        ("answer", f"{write.terminal('shown')} {write.terminal('reply')}*"),
+        (write.terminal("reply"), f"({write.characters('<' + _CONTROLS)} | {bracket_in_answer})"),
+        (write.terminal("answer"), f"{write.terminal('shown')} {write.terminal('reply')}*"),
         (write.terminal("shown"), f"{write.characters('<' + _INVISIBLE)} | {bracket_in_answer}"),
     ]
     digit = write.one_of("0-9")
