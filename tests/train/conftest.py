@@ -1,6 +1,10 @@
 """A tiny random Llama, its byte-level tokenizer and a small corpus: the real parts at a size tests can afford."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tagpr_data.records import CorpusManifest, Message, Sampling, Task, Trace
 from tagpr_data.tables import content_hash, frame_from_records, sha256_text, write_json, write_table
@@ -85,3 +89,37 @@ def write_corpus(folder: Path, *, train: int = 10, validation: int = 4) -> Path:
     )  # fmt: skip
     write_json(folder / "manifest.json", manifest)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model."""
+    return write_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model with a head of its own."""
+    return write_model(tmp_path_factory.mktemp("untied") / "model", tied=False)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a corpus with 10 training and 4 validation traces."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "colours")
+
+
+@pytest.fixture(scope="session")
+def make_trace() -> Callable[..., Trace]:
+    """The function `trace`."""
+    return trace
+
+
+@pytest.fixture
+def make_corpus(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes a fresh corpus to be spoilt."""
+
+    def make(**counts: Any) -> Path:
+        return write_corpus(tmp_path / "own-corpus", **counts)
+
+    return make

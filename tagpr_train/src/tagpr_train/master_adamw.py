@@ -27,10 +27,9 @@ class MasterAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - torch's overloads
         """Take one step from the gradients of the model's weights."""
         assert closure is None, "line search is not AdamW's"
-        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
-            inner.update({name: value for name, value in group.items() if name != "params"})
-            for weight, master in zip(group["params"], inner["params"], strict=True):
-                master.grad = None if weight.grad is None else weight.grad.float()
+        self._hand_over_options()
+        for weight, master in self._pairs():
+            master.grad = None if weight.grad is None else weight.grad.float()
         self._inner.step()
         for weight, master in self._pairs():
             weight.copy_(master)
@@ -38,6 +37,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Give masters and AdamW's state; together with the weights all that a resumed run needs."""
+        self._hand_over_options()
         return {"adamw": self._inner.state_dict(), "masters": [master for _, master in self._pairs()]}
 
     @torch.no_grad()
@@ -48,6 +48,11 @@ class MasterAdamW(torch.optim.Optimizer):
             group.update({name: value for name, value in inner.items() if name != "params"})
         for (_, master), saved in zip(self._pairs(), state_dict["masters"], strict=True):
             master.copy_(saved)
+
+    def _hand_over_options(self) -> None:
+        """Tell AdamW the options of the groups, which a schedule may have changed."""
+        for group, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            inner.update({name: value for name, value in group.items() if name != "params"})
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [

@@ -283,7 +283,9 @@ class SftTrainer(SFTTrainer):
         if any(weight.dtype != torch.float32 for weight in trained):
             optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.network)
             if optimiser is not torch.optim.AdamW:
-                raise InputError(f'trainer.optim = {self.args.optim} needs dtype = "float32"; AdamW does not')
+                raise InputError(
+                    f'trainer.optim = {self.config.trainer["optim"]!r} needs dtype = "float32"; AdamW does not'
+                )
             self.optimizer_cls_and_kwargs = (MasterAdamW, options)
         return super().create_optimizer(model)
 
@@ -456,21 +458,23 @@ class _Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
-        if trainer.stopped_by is not None:
-            control.should_save = control.should_training_stop = True
-        elif trainer.clock.is_spent():
+        if trainer.clock.is_spent():
             control.should_training_stop = True
+        self._stop_if_asked(control)
         every = trainer.config.eval_every_steps
         if every and state.global_step % every == 0 and (loss := trainer.validation_loss()) is not None:
             self._write({"step": state.global_step, "validation_loss": loss})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
-            names = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "epoch": "epoch"}
-            line = {ours: logs[theirs] for theirs, ours in names.items() if theirs in logs}
-            self._write(
-                {"step": state.global_step, "steps": state.max_steps, **line, **self._trainer.clock.line(state)}
-            )
+            line = {name: logs[name] for name in ("loss", "learning_rate", "grad_norm", "epoch") if name in logs}
+            speed = self._trainer.clock.line(state)
+            self._write({"step": state.global_step, "steps": state.max_steps, **line, **speed})
+            self._stop_if_asked(control)
+
+    def _stop_if_asked(self, control: Any) -> None:
+        if self._trainer.stopped_by is not None:
+            control.should_save = control.should_training_stop = True
 
     def _write(self, line: dict[str, Any]) -> None:
         self._trainer.metrics_file.append(line)

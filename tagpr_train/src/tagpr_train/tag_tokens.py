@@ -39,10 +39,14 @@ def add_marks(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", ta
 
 
 def trainable_rows(model: "PreTrainedModel", ids: list[int]) -> dict[str, list[int]]:
-    """Give peft's `trainable_token_indices`: the new rows of the embedding, and of the head where it is not tied."""
-    distinct = {id(layer.weight): layer for layer in _matrices(model)}
-    names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(layer)].rpartition(".")[2]: ids for layer in distinct.values()} if ids else {}
+    """Give peft's `trainable_token_indices`: the new rows of the embedding, and of the head where it is not tied.
+
+    A tied head must not be named: peft ties it to the embedding's rows, but not the embedding to the head's.
+    """
+    embedding, *head = _matrices(model)
+    layers = [embedding, *(layer for layer in head if layer.weight is not embedding.weight)]
+    names = {module: name.rpartition(".")[2] for name, module in model.named_modules()}
+    return {names[layer]: ids for layer in layers} if ids else {}
 
 
 def _matrices(model: "PreTrainedModel") -> list[Any]:
