@@ -78,6 +78,35 @@ def validate(
     raise_for(outcome, corpus)
 
 
+@app.command("pairs")
+def pairs_command(
+    dataset: Annotated[Path, typer.Option(help="Data set folder.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    corpus: Annotated[Path | None, typer.Option(help="Corpus folder, for attempts that are better or worse.")] = None,
+    form: Annotated[str, typer.Option(help="answer, or trace for whole traces of the scripted teacher.")] = "answer",
+    kinds: Annotated[str, typer.Option(help="Which of metric, user, gold; separated by commas.")] = "metric,user,gold",
+    per_kind: Annotated[int, typer.Option(help="Most pairs an example gives in a kind.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides every draw.")] = 0,
+) -> None:
+    """Write preference pairs for a reward model: better or worse, right or wrong user, gold or another answer."""
+    from pydantic import ValidationError
+
+    from tagpr_data.dataset import Dataset
+    from tagpr_data.pairs import PairOptions, write_pairs
+    from tagpr_data.tables import explain
+
+    settings = {"kinds": kinds.split(","), "form": form, "per_kind": per_kind, "seed": seed}
+    try:
+        options = PairOptions.model_validate(settings)
+    except ValidationError as error:
+        raise InputError(f"pairs: {explain(error)}") from None
+    manifest = write_pairs(output, Dataset.load(dataset), options, corpus)
+    for split, counts in manifest.pairs.items():
+        typer.echo(f"{split:<7} {sum(counts.values()):>7} pairs of {manifest.users[split]} users: {counts}")
+    for reason, count in manifest.skipped.items():
+        typer.echo(f"{count} left out: {reason}", err=True)
+
+
 LampTask = Annotated[str, typer.Option(help="LaMP task, as LaMP-3 or LaMP_3; LaMP-2-old are the news.")]
 LampQuestions = Annotated[Path, typer.Option(help="LaMP question file.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random retrievers.")]
