@@ -95,7 +95,7 @@ def run(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, the base model's first.")],
     output: Annotated[Path, typer.Option(help="Page to write; a .md and files come beside it.")],
-    reference: Annotated[str | None, typer.Option(help="Model that others are compared to; default: the first.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Model that others are compared to; default: first.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
     max_samples: Annotated[int, typer.Option(help="Most samples in the sample browser.", min=0)] = 10_000,
 ) -> None:

@@ -98,7 +98,7 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
             shown.setdefault(line.name, handle)
     for axes in grid[:, 0]:
         axes.set_ylabel(y_label)
-    figure.legend(shown.values(), map(_cut, shown), loc="outside lower center", ncols=min(len(shown), 4))
+    figure.legend(shown.values(), map(_cut, shown), loc="outside lower center", ncols=min(len(shown), 2 + 2 * columns))
     return figure
 
 

@@ -60,7 +60,8 @@ def lift_plots(group: Group) -> list[plots.Plot]:
         plots.Plot(
             f"lift-{group.task.name}-{group.data_hash}",
             f"{group.task.name}: lift",
-            f"Right profile minus control, {metric}, parsed, 95 % intervals; above 0 it helps. {group.source}.",
+            f"Right profile minus control, {metric}, parsed, 95 % intervals; right of 0 it helps. {group.source}, "
+            f"n = {max(value.n for value in found)}.",
             lambda: plots.forest(rows, f"lift in {metric} (positive: the right profile helps)"),
         )
     ]
@@ -79,11 +80,13 @@ def cold_start_plots(group: Group) -> list[plots.Plot]:
             plots.Line(cell.setting, tuple(points), "control" if cell.control else "curve")
         )
     metric = group.metrics[0]
+    total = sum(max(len(cell.rows) for cell in grid.cells) for _, grid, _ in bands)
     return [
         plots.Plot(
             f"cold-start-{group.task.name}-{group.data_hash}",
             f"{group.task.name}: cold start",
-            f"{metric}, parsed, by length of the whole profile, 95 % intervals. Dotted: no items. {group.source}.",
+            f"{metric}, parsed, by length of the whole profile, 95 % intervals. Dotted: no items. {group.source}, "
+            f"n = {total}.",
             lambda: plots.curves(panels, [band for band, _, _ in bands], "items in the user's profile", metric),
         )
     ]

@@ -84,7 +84,7 @@ def comparison_table(groups: Sequence[Group], reference: str) -> Table:
             if other.model == reference and other.control != "wrong-user":
                 for first, cell in enumerate(group.cells):
                     if cell.model != reference and is_same_setting(cell, other, group.cells):
-                        pairs.append((group, first, second, other.label))
+                        pairs.append((group, first, second, _against(cell, other)))
     return _difference_table("models", "Models compared", groups, pairs, Column("reference", "Minus"))
 
 
@@ -194,7 +194,8 @@ def dialect_table(group: Group) -> Table | None:
     first = len(columns)
     values: list[tuple[float, ...]] = []
     strong: set[tuple[int, int]] = set()
-    ranked = [place for place, cell in enumerate(group.cells) if cell.model != "oracle"]
+    ranked = [place for place, cell in enumerate(group.cells) if not cell.is_baseline and cell.control is None]
+    ranked = ranked or [place for place, cell in enumerate(group.cells) if cell.model != "oracle"]
     winners: dict[str, set[str]] = {metric: set() for metric in group.metrics}
     for metric in group.metrics:
         for dialect in DIALECTS:
@@ -282,7 +283,7 @@ def pairs_between(groups: Sequence[Group], first_run: str, second_run: str) -> l
                 names = [one.model.removesuffix(f" ({one.run.name})") for one in (cell, other)]
                 shares = {one.model for one in group.cells if one.model.startswith(f"{names[0]} (")}
                 if (names[0] == names[1] or len(shares) < 2) and is_same_setting(cell, other, group.cells):
-                    pairs.append((group, first, second, other.label))
+                    pairs.append((group, first, second, _against(cell, other)))
     return pairs
 
 
@@ -335,14 +336,13 @@ def _difference_table(
     columns = (
         *_CELL_COLUMNS,
         against,
-        Column("metric", "Metric"),
-        Column("difference", "Δ parsed", "difference"),
+        Column("metrics", "Metrics"),
+        Column("difference", "Δ first, parsed", "difference"),
         Column("p", "p", "p", hint="two-sided, by swapping the answers of whole users"),
         Column("p_holm", "p Holm", "p", hint="corrected for all rows of this table"),
-        Column("difference_strict", "Δ strict", "difference"),
+        Column("difference_strict", "Δ first, strict", "difference"),
         Column("p_strict_holm", "p Holm strict", "p", is_printed=False),
-        Column("second_metric", "Second metric"),
-        Column("second_difference", "Δ parsed", "difference"),
+        Column("second_difference", "Δ second, parsed", "difference"),
         Column("n", "n", "count"),
         Column("users", "Users", "count"),
     )
@@ -350,8 +350,8 @@ def _difference_table(
     rows = [
         _row(
             (
-                *_cell_values(group, group.cells[first]), label, group.metrics[0], row["parsed"], row["parsed"].p,
-                corrected["parsed"][index], row["strict"], corrected["strict"][index], group.metrics[1], row["second"],
+                *_cell_values(group, group.cells[first]), label, ", ".join(group.metrics), row["parsed"],
+                row["parsed"].p, corrected["parsed"][index], row["strict"], corrected["strict"][index], row["second"],
                 row["parsed"].n, row["parsed"].users,
             ),
             group.cells[first],
@@ -380,7 +380,16 @@ def _row(values: Iterable[Value], cell: Cell, strong: Iterable[int] = ()) -> Row
 
 
 def _sources(groups: Sequence[Group]) -> str:
-    return "; ".join(group.source for group in groups) + "."
+    """Where the numbers of a table come from; tasks on the same data together."""
+    tasks: dict[str, list[str]] = {}
+    for group in groups:
+        tasks.setdefault(group.source.removeprefix(f"{group.task.name}: "), []).append(group.task.name)
+    return "; ".join(f"{', '.join(names)}: {source}" for source, names in tasks.items()) + "."
+
+
+def _against(cell: Cell, other: Cell) -> str:
+    """The other's model; its setting too where that differs."""
+    return other.model if cell.setting == other.setting else other.label
 
 
 def _fact(value: Any) -> str:

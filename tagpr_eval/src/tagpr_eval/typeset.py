@@ -100,7 +100,7 @@ class PrintedTable:
 
 
 def show(value: Value, column: Column) -> str:
-    """Give a value as printed: `0.412 [0.380, 0.441]`, `+0.031`, `12 (4.8 %)`, `<0.001`; a dash for nothing."""
+    """Give a value as printed: `0.412 [0.380, 0.441]`, `+0.031`, `12 (4.8 %)`, `0`, `<0.001`; a dash for nothing."""
     if value is None:
         return NOTHING
     if isinstance(value, Estimate):
@@ -111,7 +111,7 @@ def show(value: Value, column: Column) -> str:
         return f"{head} [{_number(value.low, column.digits, sign)}, {_number(value.high, column.digits, sign)}]"
     if isinstance(value, tuple):
         part, whole = value
-        return f"{part} ({100 * part / whole:.1f} %)" if whole else NOTHING
+        return NOTHING if not whole else "0" if not part else f"{part} ({100 * part / whole:.1f} %)"
     if isinstance(value, float):
         if column.kind == "p":
             return "<0.001" if value < 0.0005 else f"{value:.3f}"
@@ -167,7 +167,8 @@ def latex(table: Table) -> str:
 def _number(value: float, digits: int, sign: bool) -> str:
     if math.isnan(value):
         return NOTHING
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    value = round(value, digits) + 0.0  # no minus before a zero
+    text = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
     return text.replace("-", _MINUS)
 
 

@@ -175,7 +175,8 @@
     function side(sample) {
       const cell = cellOf(sample);
       const cited = new Set([...sample[at.text].matchAll(/\[P(\d{1,6})\]/g)].map((match) => Number(match[1])));
-      const problems = data.flags.filter((_, bit) => sample[at.flags] & (1 << bit)).concat(sample[at.violations]);
+      // the last flag, unreadable if strict, is the rule for traces and no news here
+      const problems = data.flags.slice(0, -1).filter((_, bit) => sample[at.flags] & (1 << bit)).concat(sample[at.violations]);
       const items = make("ol", "items", ...sample[at.items].map((item, place) => itemRow(item, place + 1, cited.has(place + 1))));
       const number = (value) => (value === null ? "–" : value.toFixed(3));
       const claims = sample[at.claims] ? `, ${sample[at.grounded]} of ${sample[at.claims]} claims hold` : "";
