@@ -155,3 +155,17 @@ def test_build_and_validate_as_commands(song_config, song_folder, tmp_path, monk
     assert built.exit_code == 0 and built.stdout == "corpus\n"
     assert read_json(Path("corpus/manifest.json"), CorpusManifest).parameters["k"] == 2
     assert CliRunner().invoke(app, ["validate", "corpus"]).exit_code == 0
+
+
+@pytest.mark.slow
+def test_every_claim_of_a_corpus_from_real_text_holds(tmp_path):
+    log = Path.home() / ".cache/tagpr/xorg/changelog.gz"
+    if not log.is_file():
+        pytest.skip("the X server's log is not cached here; `tagpr-data construct xorg` fetches it")
+    output = tmp_path / "xorg"
+    constructed = CliRunner().invoke(app, ["construct", "xorg", "--file", str(log), "--output", str(output)])
+    assert constructed.exit_code == 0
+    config = CorpusConfig(name="xorg", dataset=output, out=tmp_path / "corpus", limits={"train": 300, "validation": 50})
+    manifest = build(config)
+    assert manifest.rejected.keys() <= {"duplicate"}
+    assert manifest.grounded_claims == manifest.claims > 5000
