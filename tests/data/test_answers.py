@@ -96,6 +96,12 @@ def test_labels_of_a_script_without_case_need_no_word_ends():
     assert answer("这是黑色喜剧的", task) == "黑色喜剧"
 
 
+def test_the_longest_label_wins_where_one_begins_another():
+    task = Task(name="t", kind="classification", labels=("rock", "rock music"), answer_form="a", item_template="")
+    assert answer("It is Rock Music.", task) == "rock music"
+    assert answer("It is rock, music.", task) == "rock"
+
+
 def test_labels_that_differ_in_case_are_told_apart_where_they_stand_alone():
     task = Task(name="t", kind="classification", labels=("us", "US"), answer_form="a", item_template="")
     assert (answer("us", task), answer("US", task)) == ("us", "US")
