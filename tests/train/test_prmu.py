@@ -80,7 +80,7 @@ def test_user_dropout_leaves_rows_out_only_in_training() -> None:
     with torch.no_grad():
         model.user_table.weight.fill_(3.0)
     index = torch.tensor([0])
-    projected = model.profile_projection(model.profiles[index])
+    projected = model.projected(model.profiles[index])
     assert torch.allclose(model.known_users(index), projected + 3.0)
     assert torch.allclose(model.train().known_users(index), projected)
 

@@ -7,7 +7,8 @@
 Any causal LM or encoder serves as backbone. The user enters as one soft token in front of the sequence, a scalar head
 reads the last token. User vector = learned table row + projection of the frozen profile embedding
 (`user_embedding.py`); an unseen user has only the second term, and user dropout in training (the row is left out at
-random) makes that term carry the user. Everything is one folder: config.json, model.safetensors, tokenizer,
+random) makes that term carry the user. Profile embeddings are standardised over the training users, and nobody's
+profile (no items) is the average user's. Everything is one folder: config.json, model.safetensors, tokenizer,
 users.json. Scores are in nats of preference (Bradley-Terry): σ(a - b) is the chance that a is preferred to b.
 
 The paper gives PRMU its name and purpose; architecture, projection and dropout are ours. B batch, T tokens, D width,
@@ -56,13 +57,15 @@ class PRMUConfig(PreTrainedConfig):
         use_user: bool = True,
         user_dropout: float = 0.5,
         max_tokens: int = 1024,
+        reads: str = "completion",
         score_mean: float = 0.0,
         score_std: float = 1.0,
         **kwargs: Any,
     ) -> None:
         """backbone: the backbone's own config as a dict. num_users: U. use_user: False leaves the soft token out (an
         ablation). user_dropout: chance in training that a table row is left out. max_tokens: of prompt and
-        completion. score_mean, score_std: of the training completions' scores, for `standardised`."""
+        completion. reads: `completion`, or `answer` for what follows the think block only. score_mean, score_std: of
+        the training completions' scores, for `standardised`."""
         self.backbone = backbone or {}
         self.num_users = num_users
         self.profile_encoder = profile_encoder
@@ -71,8 +74,10 @@ class PRMUConfig(PreTrainedConfig):
         self.use_user = use_user
         self.user_dropout = user_dropout
         self.max_tokens = max_tokens
+        self.reads = reads
         self.score_mean = score_mean
         self.score_std = score_std
+        kwargs.setdefault("num_labels", 1)
         super().__init__(**kwargs)
 
 
@@ -97,6 +102,8 @@ class PRMU(PreTrainedModel):
         )
         self.head = nn.Linear(width, 1, bias=False)
         self.register_buffer("profiles", torch.zeros(max(1, config.num_users), config.profile_features))  # (U, F)
+        self.register_buffer("profile_mean", torch.zeros(config.profile_features))
+        self.register_buffer("profile_scale", torch.ones(config.profile_features))
         self.users: dict[str, int] = {}
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._encoder: Encoder | None = None
@@ -136,9 +143,11 @@ class PRMU(PreTrainedModel):
         assert not missing and not unexpected, f"backbone weights do not fit: {missing[:3]} {unexpected[:3]}"
         model.tokenizer = tokenizer
         model.users = {user: row for row, user in enumerate(sorted(profiles))}
-        encode = model.encoder
         for user, row in model.users.items():
-            cast(Tensor, model.profiles)[row] = torch.from_numpy(encode(profiles[user]))
+            cast(Tensor, model.profiles)[row] = torch.from_numpy(model.encoder(profiles[user]))
+        if len(profiles) > 1:
+            model.profile_mean, scale = cast(Tensor, model.profiles).mean(0), cast(Tensor, model.profiles).std(0)
+            model.profile_scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
         return model
 
     @classmethod
@@ -181,16 +190,17 @@ class PRMU(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         user_index: Tensor | None = None,
+        profiles: Tensor | None = None,
         user_vector: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
-        """Score sequences. input_ids, attention_mask (B, T) right-padded; user_index (B,) int64 rows of the table, or
-        user_vector (B, D) → logits (B, 1) in nats."""
+        """Score sequences. input_ids, attention_mask (B, T) right-padded; user_index (B,) int64 rows of the table, with
+        `profiles` (B, F) where not the stored ones, or user_vector (B, D) → logits (B, 1) in nats."""
         embedded = self.get_input_embeddings()(input_ids)  # (B, T, D)
         if self.config.use_user:
             if user_vector is None:
                 assert user_index is not None, "a user is needed: user_index or user_vector"
-                user_vector = self.known_users(user_index)
+                user_vector = self.known_users(user_index, profiles)
             embedded = torch.cat([user_vector.to(embedded.dtype).unsqueeze(1), embedded], dim=1)
             attention_mask = torch.cat([attention_mask.new_ones(len(attention_mask), 1), attention_mask], dim=1)
         hidden = self.backbone(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
@@ -198,29 +208,38 @@ class PRMU(PreTrainedModel):
         final = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
         return SequenceClassifierOutput(logits=self.head(final.to(self.head.weight.dtype)))
 
-    def known_users(self, user_index: Tensor) -> Tensor:
-        """Give the vectors of table users: row + projected profile. (B,) → (B, D). In training a row is left out with
-        chance `user_dropout`."""
+    def known_users(self, user_index: Tensor, profiles: Tensor | None = None) -> Tensor:
+        """Give the vectors of table users: row + projected profile, the stored one unless `profiles` (B, F) are given.
+        (B,) → (B, D). In training a row is left out with chance `user_dropout`."""
         rows = self.user_table(user_index)
         if self.training and self.config.user_dropout:
             keep = torch.rand(len(rows), 1, device=rows.device) >= self.config.user_dropout
             rows = rows * keep
-        return rows + self.profile_projection(cast(Tensor, self.profiles)[user_index])
+        return rows + self.projected(cast(Tensor, self.profiles)[user_index] if profiles is None else profiles)
+
+    def projected(self, profiles: Tensor) -> Tensor:
+        """Project profile embeddings, standardised over the training users. (B, F) → (B, D)."""
+        known = profiles.abs().sum(-1, keepdim=True) > 0
+        standard = (profiles - cast(Tensor, self.profile_mean)) / cast(Tensor, self.profile_scale)
+        return self.profile_projection((standard * known).to(self.head.weight.dtype))
 
     @torch.inference_mode()
-    def embed_user(self, user: User) -> Tensor:
-        """Give a user's vector (D,): of a table user, or of anyone from past items (none: the empty profile)."""
+    def embed_user(self, user: User, items: Sequence[ProfileItem] | None = None) -> Tensor:
+        """Give a user's vector (D,): of a table user, or of anyone from past items (none: the average user). With both,
+        the table's row meets these items instead of the stored ones, and an id not in the table is no error."""
         if isinstance(user, Tensor):
             return user
-        if isinstance(user, str):
-            if user not in self.users:
-                raise InputError(
-                    f"user {shorten(user)} is not among the {len(self.users)} users of this PRMU; "
-                    "give past items instead"
-                )
-            return self.known_users(torch.tensor([self.users[user]], device=self.device))[0]
-        features = torch.from_numpy(self.encoder(user)).to(self.device)
-        return self.profile_projection(features.to(self.head.weight.dtype))
+        if not isinstance(user, str):
+            user, items = "", user
+        features = None if items is None else torch.from_numpy(self.encoder(items)).to(self.device)
+        if user in self.users:
+            index = torch.tensor([self.users[user]], device=self.device)
+            return self.known_users(index, None if features is None else features[None])[0]
+        if features is None:
+            raise InputError(
+                f"user {shorten(user)} is not among the {len(self.users)} users of this PRMU; give past items instead"
+            )
+        return self.projected(features[None])[0]
 
     def score(self, user: User, prompt: Prompt, completion: str) -> float:
         """Score one completion for one user, in nats; higher is better."""
@@ -262,6 +281,8 @@ class PRMU(PreTrainedModel):
         """Give the token ids of one prompt and completion. A sequence longer than `max_tokens` loses the front of its
         prompt first: the completion is what is judged."""
         assert self.tokenizer is not None, "a PRMU made by from_backbone or from_pretrained has a tokenizer"
+        if self.config.reads == "answer":
+            completion = completion.rpartition("</think>")[2].strip()
         front = self.tokenizer(_front(self.tokenizer, prompt), add_special_tokens=False)["input_ids"]
         back = self.tokenizer(f"{completion}{self.tokenizer.eos_token or ''}", add_special_tokens=False)["input_ids"]
         back = back[-self.config.max_tokens :]
