@@ -171,7 +171,7 @@ _Steps = list[tuple[str, str]]
 def _classification(
     task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
 ) -> tuple[_Steps, str]:
-    shared = [_shared_words(query, item, items) for item in items]
+    shared = _shared_words(query, items)
     answer = gold if gold is not None else _predicted_label(task, query, items, shared)
     if not any(_is_quotable(item.label) for item in items):
         return _without_labels(query, shared, answer, rng), answer
@@ -217,18 +217,20 @@ def _evidence(
     answer = {items[number - 1].label for number in supporters}
     others = [_content(item).lower() for item in items if item.label not in answer]
 
-    def spread(word: str) -> tuple[int, int, int, str]:
-        among = sum(word in text for text in others)
-        return (among, -sum(word in text for text in own), -len(word), word)
+    words = {word for number in supporters for word, _ in shared[number - 1]}
+    spread = {
+        word: (sum(word in text for text in others), -sum(word in text for text in own), -len(word), word)
+        for word in words
+    }
 
     def worth(number: int) -> tuple[int, int, int]:
-        words = shared[number - 1]
-        return (sum(spread(word)[0] == 0 for word, _ in words), len(words), -number)
+        found = shared[number - 1]
+        return (sum(spread[word][0] == 0 for word, _ in found), len(found), -number)
 
     nearest = max(supporters, key=worth, default=None)
     if nearest is None:
         return None, []
-    return nearest, sorted(shared[nearest - 1], key=lambda pair: spread(pair[0]))[:2]
+    return nearest, sorted(shared[nearest - 1], key=lambda pair: spread[pair[0]])[:2]
 
 
 def _without_labels(query: str, shared: Sequence[Sequence[tuple[str, str]]], answer: str, rng: random.Random) -> _Steps:
@@ -321,7 +323,7 @@ def _generation(
     body = answer[len(own.prefix) + 1 :].strip() if own.prefix else answer
 
     steps: _Steps = []
-    shared = [_shared_words(query, item, items) for item in items]
+    shared = _shared_words(query, items)
     seen = _most_similar(items, shared, limit=6)
     quoted = [number for number in seen if forms[number].opening][: 3 if rng.random() < 0.3 else 2]
     if quoted:
@@ -440,12 +442,17 @@ def _content_words(text: str) -> list[str]:
     return list(found.values())
 
 
-def _shared_words(query: str, item: ProfileItem, items: Sequence[ProfileItem]) -> list[tuple[str, str]]:
-    """Give words of the query that stand in the item, rarest among the items first: (lower case, as in the item)."""
+def _shared_words(query: str, items: Sequence[ProfileItem]) -> list[list[tuple[str, str]]]:
+    """Give for each item the words of the query that stand in it, rarest among the items first: (lower case, as in
+    the item)."""
     wanted = {word.lower() for word in _content_words(query)}
-    own = {word.lower(): word for word in _content_words(_content(item)) if word.lower() in wanted}
-    spread = {word: sum(word in _content(other).lower() for other in items) for word in own}
-    return sorted(own.items(), key=lambda pair: (spread[pair[0]], -len(pair[0]), pair[0]))
+    texts = [_content(item).lower() for item in items]
+    spread = {word: sum(word in text for text in texts) for word in wanted}
+    shared: list[list[tuple[str, str]]] = []
+    for item in items:
+        own = {word.lower(): word for word in _content_words(_content(item)) if word.lower() in wanted}
+        shared.append(sorted(own.items(), key=lambda pair: (spread[pair[0]], -len(pair[0]), pair[0])))
+    return shared
 
 
 def _content(item: ProfileItem) -> str:
