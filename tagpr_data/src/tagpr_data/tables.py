@@ -169,6 +169,14 @@ def content_hash(tasks: Sequence[Record], files: dict[str, FileEntry], extra: Se
     return sha256_text(canonical_json(value))
 
 
+def plain_type(annotation: Any) -> Any:
+    """Give the type of a field's value without None, Annotated and Literal: a scalar, a record or a tuple."""
+    inner, _ = _without_none(annotation)
+    if get_origin(inner) is Annotated:
+        return plain_type(get_args(inner)[0])
+    return type(get_args(inner)[0]) if get_origin(inner) is Literal else inner
+
+
 def _as_frame(value: Any) -> "pl.DataFrame":
     import polars as pl
 

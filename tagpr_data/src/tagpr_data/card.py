@@ -1,0 +1,417 @@
+"""The documents of a corpus, generated from its data: the card `README.md` and `croissant.json`.
+
+Guarantee: the same corpus and `card.toml` give the same bytes, and no time of day or machine gets in; so a document
+that differs from what `documents` gives is stale, which `stale` finds, `validate` reports and `push` refuses. What only
+a person can say (authors, language, a note) stands in `card.toml` beside the manifest. Price: the queries of `stats`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tagpr_data.config import Config, load
+from tagpr_data.corpus import Corpus
+from tagpr_data.records import CorpusManifest, Trace
+from tagpr_data.select import REASONS
+from tagpr_data.stats import Statistics, statistics
+from tagpr_data.tables import write_text
+
+README, CROISSANT, FACTS = "README.md", "croissant.json", "card.toml"
+
+HUB_LICENCES = frozenset(
+    {
+        "apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-3.0",
+        "cc-by-sa-3.0", "odc-by", "odbl", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "mpl-2.0", "pddl",
+        "unlicense",
+    }
+)  # fmt: skip
+"""Licence names the Hub knows; any other becomes `other` with its name beside it."""
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+
+
+class CardFacts(Config):
+    """What a person says about a corpus, in `card.toml`; all optional."""
+
+    title: str | None = None
+    """Title of the card; without it the corpus' name."""
+    version: str = Field(default="1.0.0", pattern=r"^\d+\.\d+\.\d+$")
+    """Version of the corpus, as MAJOR.MINOR.PATCH; a release raises it."""
+    creators: tuple[str, ...] = ()
+    """Who made it."""
+    url: str | None = None
+    """Where it is published."""
+    date: str | None = Field(default=None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """Day of publication."""
+    language: tuple[str, ...] = ()
+    """Languages of the texts, as ISO 639-1 codes."""
+    licence_url: str | None = None
+    """Address of the licence's text."""
+    citation: str | None = None
+    """How to cite it."""
+    notes: str | None = None
+    """Markdown put into the card as it is."""
+
+
+def documents(corpus: Corpus) -> dict[str, str]:
+    """Give the documents of a corpus by file name."""
+    from tagpr_data.croissant import croissant
+
+    facts, numbers = read_facts(corpus.folder), statistics(corpus)
+    return {README: card(corpus, numbers, facts), CROISSANT: croissant(corpus, numbers, facts)}
+
+
+def write_documents(corpus: Corpus) -> list[Path]:
+    """Write the documents beside the manifest and give their paths."""
+    paths: list[Path] = []
+    for name, text in documents(corpus).items():
+        write_text(corpus.folder / name, text)
+        paths.append(corpus.folder / name)
+    return paths
+
+
+def stale(corpus: Corpus) -> list[str]:
+    """Give what is wrong with the documents: one line for each that is missing or differs; [] when all are fresh."""
+    problems: list[str] = []
+    for name, text in documents(corpus).items():
+        path = corpus.folder / name
+        if not path.is_file():
+            problems.append(f"{name}: is missing")
+        elif (found := path.read_text(encoding="utf-8", errors="replace")) != text:
+            problems.append(f"{name}: is stale, line {_first_difference(found, text)}")
+    return problems
+
+
+def read_facts(folder: Path) -> CardFacts:
+    """Read `card.toml` of a corpus folder; without the file nothing is said."""
+    path = folder / FACTS
+    return load(CardFacts, path) if path.is_file() else CardFacts()
+
+
+def card(corpus: Corpus, numbers: Statistics, facts: CardFacts) -> str:
+    """Give the text of the card: a YAML header for the Hub and `datasets`, then Markdown."""
+    manifest = corpus.manifest
+    parts = [
+        _header(corpus, facts),
+        f"# {facts.title or manifest.name}",
+        _summary(corpus, numbers),
+        facts.notes,
+        "## Load it\n\n" + _loading(corpus),
+        "## What is in it\n\n" + _sizes(numbers),
+        _lengths(numbers),
+        "## Tags\n\n" + _tags(manifest, numbers),
+        "## Teachers and acceptance\n\n" + _acceptance(manifest, numbers),
+        "## Rejected candidates\n\n" + _reasons(manifest, numbers),
+        f"## Preference pairs\n\n{_pairs(numbers)}" if corpus.pairs else None,
+        "## One trace\n\n" + _example(corpus) if manifest.kept else None,
+        "## Fields of a trace\n\n" + _fields(),
+        "## Limits\n\n" + _limits(manifest, numbers),
+        "## Licence\n\n" + _one_line(manifest.licence) + ".",
+        "## How it was made\n\n" + _how_made(manifest),
+        f"## Citation\n\n{_fenced(facts.citation)}" if facts.citation else None,
+        "## Proof\n\n" + _proof(corpus),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def recipe(manifest: CorpusManifest) -> str | None:
+    """Give the TOML file that builds this corpus again with `tagpr-data build`, paths left to fill in; None where it
+    was not made by `build` (merged, or written by someone else)."""
+    from tagpr_data.build import CorpusConfig
+
+    settings = {key: value for key, value in manifest.parameters.items() if key not in _DERIVED}
+    if not settings or set(settings) - set(CorpusConfig.model_fields):
+        return None
+    head = {"name": manifest.name, "dataset": "DATASET-FOLDER", "out": "CORPUS-FOLDER"}
+    return toml(head | settings)
+
+
+_DERIVED = ("min_score", "best_of", "disjoint_users")
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Give settings (texts, numbers, flags, lists, sections) as TOML; None is left out, as TOML has no such value."""
+    lines: list[str] = []
+
+    def section(name: str, values: Mapping[str, Any]) -> None:
+        if name:
+            lines.append(f"\n[{name}]")
+        inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+        lines.extend(
+            f"{_key(key)} = {_value(values[key])}" for key in values if key not in inner and values[key] is not None
+        )
+        for key, value in inner.items():
+            section(f"{name}.{_key(key)}".lstrip("."), value)
+
+    section("", settings)
+    return "\n".join(lines) + "\n"
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _header(corpus: Corpus, facts: CardFacts) -> str:
+    """The YAML block the Hub reads. Every text is a JSON string, which YAML reads as it is."""
+    manifest = corpus.manifest
+    licence = manifest.licence.strip().lower()
+    known = licence in HUB_LICENCES
+    header: dict[str, Any] = {
+        "pretty_name": facts.title or manifest.name,
+        "license": licence if known else "other",
+        **({} if known else {"license_name": manifest.licence}),
+        **({} if known or not facts.licence_url else {"license_link": facts.licence_url}),
+        **({"language": list(facts.language)} if facts.language else {}),
+        "task_categories": ["text-generation"],
+        "tags": ["personalization", "reasoning", "tagged-reasoning", "tagpr", manifest.tagset],
+        "size_categories": [next((name for limit, name in _SIZES if manifest.kept < limit), "1M<n<10M")],
+        "configs": configs(corpus),
+    }
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def configs(corpus: Corpus) -> list[dict[str, Any]]:
+    """Give the configurations of the corpus as `datasets` reads them: name, and Parquet path by split."""
+    found: list[dict[str, Any]] = []
+    for kind in ("traces", "rejected", "pairs", "profiles"):
+        files = [{"split": table.split, "path": table.path} for table in corpus.of(kind) if table.entry.rows]
+        if files:
+            found.append({"config_name": kind, **({"default": True} if kind == "traces" else {}), "data_files": files})
+    return found
+
+
+def _summary(corpus: Corpus, numbers: Statistics) -> str:
+    manifest = corpus.manifest
+    users = numbers.users[0]["users"]
+    tasks = ", ".join(f"`{_one_line(task.name)}`" for task in manifest.tasks)
+    pairs = sum(row["pairs"] for row in numbers.pairs)
+    return (
+        f"{_count(manifest.kept, 'tagged reasoning trace')} about {_count(users, 'user')} on {tasks}, made from the "
+        f"data set `{_one_line(manifest.dataset)}`. Each trace reads a user's past items, says in steps with "
+        f"functional tags what they reveal, and answers as this user would.\n\n"
+        f"Beside the traces: {_count(sum(manifest.rejected.values()), 'rejected candidate')}, each with its reason"
+        + (f", and {_count(pairs, 'preference pair')} for a reward model" if pairs else "")
+        + ".\n\n"
+        f"{_share(manifest.grounded_claims, manifest.claims)} of the {_count(manifest.claims, 'checkable claim')} "
+        f"about cited items hold; {_share(manifest.kept, manifest.candidates)} of "
+        f"{_count(manifest.candidates, 'candidate')} were kept."
+    )
+
+
+def _loading(corpus: Corpus) -> str:
+    names = [config["config_name"] for config in configs(corpus)]
+    first = next((table.split for table in corpus.of("traces") if table.entry.rows), "train")
+    return _fenced(
+        "from datasets import load_dataset\n\n"
+        f'traces = load_dataset("REPO", "traces", split="{first}")\n'
+        f"# configurations: {', '.join(names)}\n"
+        "# to train on it: a trace's `messages` are the prompt, its `text` is the completion",
+        "python",
+    )
+
+
+def _sizes(numbers: Statistics) -> str:
+    rows = [
+        (
+            row["kind"], row["split"], *(f"{row[name]:,}" for name in (
+                "rows", "users", "examples", "completion_words", "completion_characters", "prompt_characters"
+            )),
+            _tokens(row, "completion_tokens"), _tokens(row, "prompt_tokens"),
+        )
+        for row in numbers.sizes
+    ]  # fmt: skip
+    names = (
+        "", "split", "rows", "users", "examples", "words of completions", "characters of completions",
+        "characters of prompts", "completion tokens", "prompt tokens",
+    )  # fmt: skip
+    return _table(names, rows, text=2) + "\n\nTokens are those the teacher counted; – where it counts none."
+
+
+def _tokens(row: Mapping[str, Any], name: str) -> str:
+    if not row["rows_with_token_counts"] or row[name] is None:
+        return "–"
+    missing = row["rows"] - row["rows_with_token_counts"]
+    return f"{row[name]:,}" + (f" ({missing:,} rows not counted)" if missing else "")
+
+
+def _lengths(numbers: Statistics) -> str:
+    names = {"characters": "characters", "words": "words", "steps": "steps", "items": "items in the prompt"}
+    quantiles = ("min", "q05", "q25", "median", "q75", "q95", "max")
+    by_name = {row["what"]: row for row in numbers.lengths}
+    rows = [
+        (label, *(f"{by_name[name][quantile]:,}" for quantile in quantiles))
+        for name, label in names.items()
+        if name in by_name
+    ]
+    if not rows:
+        return ""
+    users = numbers.users[0]
+    rows.append(("traces of a user", f"{users['min']:,}", "", "", f"{users['median']:,}", "", "", f"{users['max']:,}"))
+    return _table(("a trace has", "min", "5 %", "25 %", "median", "75 %", "95 %", "max"), rows, text=1)
+
+
+def _tags(manifest: CorpusManifest, numbers: Statistics) -> str:
+    total = sum(row["steps"] for row in numbers.tags)
+    rows = [
+        (
+            f"`{_one_line(row['tag'])}`", f"{row['steps']:,}", _share(row["steps"], total),
+            _share(row["traces"], manifest.kept), _share(row["citing_steps"], row["steps"]), f"{row['citations']:,}",
+        )
+        for row in numbers.tags
+    ]  # fmt: skip
+    names = ("tag", "steps", "of all steps", "traces that have it", "steps that cite", "citations")
+    return f"Tag set `{_one_line(manifest.tagset)}`, grammar version {manifest.grammar_version}.\n\n" + _table(
+        names, rows, text=1
+    )
+
+
+def _acceptance(manifest: CorpusManifest, numbers: Statistics) -> str:
+    kinds = {task.name: task.kind for task in manifest.tasks}
+    rows = [
+        (
+            _one_line(row["task"]), kinds.get(row["task"], "?"), _one_line(row["teacher"]),
+            f"`{_one_line(row['teacher_revision'])}`", f"{row['attempts']:,}", f"{row['kept']:,}",
+            _share(row["kept"], row["attempts"]),
+            f"{row['micro_score'] / 1e6 / row['kept']:.3f}" if row["kept"] else "–",
+            _share(row["grounded_claims"], row["claims"]),
+        )
+        for row in numbers.tasks
+    ]  # fmt: skip
+    names = (
+        "task", "kind", "teacher", "revision", "attempts", "kept", "acceptance", "mean score of kept",
+        "claims that hold",
+    )  # fmt: skip
+    return _table(names, rows, text=4)
+
+
+def _reasons(manifest: CorpusManifest, numbers: Statistics) -> str:
+    if not numbers.reasons:
+        return "None: every candidate was kept."
+    rows = [
+        (f"`{_one_line(row['reason'])}`", _one_line(REASONS.get(row["reason"], "not a reason of this version")),
+         _one_line(row["task"]), f"{row['rows']:,}", _share(row["rows"], manifest.candidates))
+        for row in numbers.reasons
+    ]  # fmt: skip
+    return _table(("reason", "meaning", "task", "candidates", "of all candidates"), rows, text=3)
+
+
+def _pairs(numbers: Statistics) -> str:
+    rows = [
+        (row["split"], _one_line(row["task"]), row["kind"], f"{row['pairs']:,}", f"{row['users']:,}",
+         f"{row['micro_margin'] / 1e6 / row['pairs']:.3f}")
+        for row in numbers.pairs
+    ]  # fmt: skip
+    return (
+        "Two completions of one question, the first better for this user. `seen` holds other questions of the users in "
+        "`train`; users in `unseen` are in no other split. The users' items are in the configuration `profiles`.\n\n"
+        + _table(("split", "task", "kind", "pairs", "users", "mean margin"), rows, text=3)
+    )
+
+
+def _example(corpus: Corpus) -> str:
+    connection = corpus.connect()
+    try:
+        row = connection.execute(
+            "SELECT messages, text, gold FROM traces ORDER BY len(item_ids) = 0, id LIMIT 1"
+        ).fetchone()
+    finally:
+        connection.close()
+    assert row is not None
+    turns = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in row[0])
+    shown = turns if len(turns) <= 4000 else turns[:4000] + " …"
+    return f"The prompt:\n\n{_fenced(shown)}\n\nThe completion:\n\n{_fenced(row[1][:4000])}"
+
+
+def _fields() -> str:
+    rows = [(f"`{name}`", " ".join((field.description or "").split())) for name, field in Trace.model_fields.items()]
+    return _table(("field", "meaning"), rows, text=2)
+
+
+def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
+    parameters = manifest.parameters
+    teacher = parameters.get("teacher")
+    teacher = teacher if isinstance(teacher, dict) else {}
+    limits = [
+        "The tag set and the grammar are this project's; those of the paper the idea comes from (arXiv 2509.23140) are "
+        "not public.",
+        "A claim holds when the cited item was in the prompt, lies before the query and contains the quoted words; "
+        "that the step's reasoning follows from it is not checked.",
+        "Kept traces are those that came near the gold answer; they are no sample of what the teacher writes. The "
+        "rejected ones are published for that.",
+        "User ids are pseudonyms of the data set; the texts are the users' own and may tell who wrote them.",
+    ]
+    if any("scripted" in name for name in manifest.teachers):
+        limits.append(
+            "The teacher `scripted` is a program with fixed phrases, not a language model: its prose repeats."
+        )
+    if teacher.get("hindsight") is True:
+        limits.append("The teacher knew the gold answer and argued towards it.")
+    if parameters.get("disjoint_users") is False:
+        limits.append("The same users are in several splits (a split by time), so none of them is a test of new users.")
+    few = numbers.users[0]["users"]
+    if few < 100:
+        limits.append(f"Only {_count(few, 'user')}: intervals over users are wide.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _how_made(manifest: CorpusManifest) -> str:
+    made_of = f"data set `{_one_line(manifest.dataset)}`, content `{manifest.dataset_hash}`"
+    text = recipe(manifest)
+    if text is None:
+        parameters = json.dumps(manifest.parameters, indent=2, sort_keys=True, ensure_ascii=False)
+        return f"From the {made_of}, with these parameters:\n\n{_fenced(parameters, 'json')}"
+    return (
+        f"`tagpr-data build corpus.toml` with the {made_of}, and this `corpus.toml`. Servers and keys of teachers are "
+        f"not part of it. `tagpr-data validate` checks the result.\n\n{_fenced(text, 'toml')}"
+    )
+
+
+def _proof(corpus: Corpus) -> str:
+    rows = [(f"`{table.path}`", f"{table.entry.rows:,}", f"`{table.entry.sha256}`") for table in corpus.tables]
+    hashes = f"Content hash `{corpus.manifest.content_hash}`; tag set `{corpus.manifest.tagset_hash}`."
+    return f"{hashes}\n\n" + _table(("file", "rows", "SHA-256"), rows, text=1)
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> str:
+    """Give a Markdown table; the first `text` columns are aligned left, the others right."""
+    align = ["---"] * text + ["---:"] * (len(names) - text)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (names, align, *rows))
+
+
+def _one_line(text: str) -> str:
+    """Make data harmless in Markdown: one line, no table bars, no tags, no code marks."""
+    for mark, harmless in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "'")):
+        text = text.replace(mark, harmless)
+    return " ".join(text.split())
+
+
+def _fenced(text: str, language: str = "text") -> str:
+    """Put data into a code block that it cannot end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def _first_difference(found: str, wanted: str) -> str:
+    lines = zip((found + "\n…").splitlines(), (wanted + "\n…").splitlines(), strict=False)
+    number, (one, other) = next(((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1]), (0, ("", "")))
+    return f"{number} says {one[:80]!r}, not {other[:80]!r}"
