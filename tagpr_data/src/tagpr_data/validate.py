@@ -52,6 +52,9 @@ LookUp = Callable[[str, Sequence[str]], tuple[tuple[ProfileItem, ...], str | Non
 
 _SHOWN = 20
 _CHUNK_ROWS = 100_000
+"""Rows that great-expectations sees at once: only their facts, some hundred bytes each."""
+_READ_ROWS = 5_000
+"""Rows read at once: whole texts and prompts, some ten kilobytes each as Python objects."""
 
 
 @dataclass(frozen=True)
@@ -367,8 +370,14 @@ def _chunks(path: Path, tagset: TagSet, look_up: LookUp | None) -> Iterator[Any]
         "id", "example_id", "finish_reason", "score", "text", "item_ids", "messages", "steps", "answer", "prompt_hash",
         "claims", "grounded_claims",
     ]  # fmt: skip
-    for batch in pq.ParquetFile(path).iter_batches(_CHUNK_ROWS, columns=columns):
-        yield pd.DataFrame([row_facts(row, tagset, look_up) for row in batch.to_pylist()])
+    facts: list[dict[str, Any]] = []
+    for batch in pq.ParquetFile(path).iter_batches(_READ_ROWS, columns=columns):
+        facts += [row_facts(row, tagset, look_up) for row in batch.to_pylist()]
+        if len(facts) >= _CHUNK_ROWS:
+            yield pd.DataFrame(facts)
+            facts = []
+    if facts:
+        yield pd.DataFrame(facts)
 
 
 @dataclass
