@@ -19,7 +19,7 @@ from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import RunManifest
 from tagpr_data.tables import read_json
 from tagpr_data.tags import load_tagset
-from tagpr_train import dataset, runs, sft, tag_tokens
+from tagpr_train import dataset, loop, runs, sft, tag_tokens
 from tagpr_train.config import Sft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -172,14 +172,14 @@ def test_added_marks_start_at_the_mean_of_their_pieces(untied_model: Path) -> No
 
 def test_learning_rate_warms_up_holds_and_decays() -> None:
     def factor(step: int, progress: float) -> float:
-        return sft.learning_rate_factor(step, progress, warmup_steps=3, hold=0.5)
+        return loop.learning_rate_factor(step, progress, warmup_steps=3, hold=0.5)
 
     assert [factor(step, step / 10) for step in range(11)] == pytest.approx(
         [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0]
     )
     assert factor(5, 0.75) == 0.5  # the clock may be ahead of the steps
     assert factor(5, 1.2) == 0
-    assert sft.learning_rate_factor(9, 1.0, warmup_steps=0, hold=1.0) == 1.0
+    assert loop.learning_rate_factor(9, 1.0, warmup_steps=0, hold=1.0) == 1.0
 
 
 def test_time_budget_ends_the_run_with_the_rate_near_zero(settings: Callable[..., Sft]) -> None:

@@ -1,0 +1,356 @@
+"""The training loop that all stages share: what a small machine and a `kill -9` need beyond trl.
+
+`Durable` is mixed into a trl trainer, before it: `class SftTrainer(Durable, SFTTrainer)`. It brings batches of similar
+length in an order that depends on seed and epoch alone, float32 masters of bfloat16 weights, a learning rate that can
+follow the clock, metrics as JSON lines, a stop at signals, at a spent budget and at a loss that is not finite, and
+checkpoints that appear whole or not at all. Guarantee: an interrupted and resumed run takes the same steps as an
+uninterrupted one (without `max_minutes`, which follows the clock).
+"""
+
+import dataclasses
+import difflib
+import json
+import logging
+import math
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.tables import write_text
+from tagpr_train import dataset, runs
+from tagpr_train.config import CHECKPOINTING
+from tagpr_train.master_adamw import MasterAdamW
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, Any]], None]
+
+_SAVED_CHECKPOINTS = 2
+_LOGGED = ("loss", "learning_rate", "grad_norm", "epoch", "accuracy", "margin")  # of what the trainers log
+
+
+def trainer_arguments(kind: Any, config: Any, batch_size: int, fixed: dict[str, Any]) -> Any:
+    """Give trl's settings as `kind` (SFTConfig, RewardConfig): ours where trl's defaults do not fit, then those under
+    `[trainer]`, then `fixed`. InputError on an option trl does not know or a value it refuses."""
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in config.trainer:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InputError(f"trainer.{name} is not an option of trl.{kind.__name__}{hint}")
+    options: dict[str, Any] = {}
+    if not any(name in config.trainer for name in CHECKPOINTING):
+        options[next(name for name in CHECKPOINTING if name in known)] = False  # trl's default is on
+    options |= {
+        "per_device_train_batch_size": batch_size,
+        "num_train_epochs": 10_000 if config.max_minutes else 1,  # the budget ends the run
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_steps": 100,
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    fixed = {
+        "output_dir": str(config.output),
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": False,  # the weights themselves are bfloat16; autocast would cast them in every step
+        "max_length": None,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        **fixed,
+    }
+    try:
+        return kind(**(options | config.trainer | fixed))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"trl refuses the options under [trainer]: {error}") from None
+
+
+class Durable(Trainer):
+    """A trl trainer's first base; see the module docstring. The stage gives `validation_loss` and `save_weights`."""
+
+    def __init__(self, config: Any, lengths: list[int], report: Report | None, **options: Any) -> None:
+        self.config = config
+        self.stopped_by: int | None = None
+        self.lengths = lengths
+        self._staging: Path | None = None
+        super().__init__(**options)
+        self.network: Any = self.model
+        self.remove_callback(PrinterCallback)
+        self.clock = Clock(config, report)
+        self.add_callback(_Steps(self))
+
+    def validation_loss(self) -> float | None:
+        """Give the loss on held-out data in nats; None without any."""
+        raise NotImplementedError
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights of a checkpoint, as `_load_from_checkpoint` reads them."""
+        raise NotImplementedError
+
+    def count(self, inputs: Any) -> tuple[int, int]:
+        """Give how many examples and tokens a batch holds."""
+        raise NotImplementedError
+
+    def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
+        """Train to the end, or until a signal comes; from a checkpoint's step, clock and random state if given."""
+        step = 0
+        if resume_from_checkpoint is not None:
+            step = int(resume_from_checkpoint.name.rpartition("-")[2])
+            self.clock.load(resume_from_checkpoint)
+            logger.info("resuming after step %d", step)
+        self.metrics_file = runs.Metrics(self.config.output / "metrics.jsonl", after_step=step)
+        try:
+            return super().train(
+                resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs
+            )
+        finally:
+            self.metrics_file.close()
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Take forward and backward; a loss that is not finite stops the run before it reaches a weight."""
+        examples, tokens = self.count(inputs)
+        self.clock.examples += examples
+        self.clock.tokens += tokens
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(loss.item()):
+            path = self.config.output / "bad_batch.json"
+            batch = {name: value.tolist() if torch.is_tensor(value) else value for name, value in inputs.items()}
+            write_text(path, json.dumps({"step": self.state.global_step, "loss": str(loss.item()), **batch}))
+            raise CheckFailed(
+                f"the loss is {loss.item()} in step {self.state.global_step + 1}; the batch is in {path}. "
+                'A lower trainer.learning_rate or dtype = "float32" may help'
+            )
+        return loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimiser; AdamW on float32 masters where weights are narrower."""
+        trained = [weight for weight in self.network.parameters() if weight.requires_grad]
+        if any(weight.dtype != torch.float32 for weight in trained):
+            optimiser, options = self.get_optimizer_cls_and_kwargs(self.args, self.network)
+            if optimiser is not torch.optim.AdamW:
+                raise InputError(
+                    f'trainer.optim = {self.config.trainer["optim"]!r} needs dtype = "float32"; AdamW does not'
+                )
+            self.optimizer_cls_and_kwargs = (MasterAdamW, options)
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Make the schedule: warm-up by steps, hold, linear decay to 0; by the clock where there is a budget."""
+        if "lr_scheduler_type" in self.config.trainer:
+            return super().create_scheduler(num_training_steps, optimizer)
+
+        def factor(step: int) -> float:
+            progress = max(step / num_training_steps, self.clock.share())
+            return learning_rate_factor(step, progress, self.config.warmup_steps, self.config.hold)
+
+        optimiser: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Count nothing; tokens per second are measured instead."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        return _Order(self)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self.config.output / "checkpoints"
+        with runs.atomic_folder(folder / f"step-{self.state.global_step}") as self._staging:
+            Trainer._save_checkpoint(self, model, trial)  # trl's own writes a model card around it
+            for inner in self._staging.glob("checkpoint-*"):
+                for file in inner.iterdir():
+                    file.rename(self._staging / file.name)
+                inner.rmdir()
+            self.clock.save(self._staging)
+        self._staging = None
+        for old in _checkpoints(self.config.output)[:-_SAVED_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        assert output_dir is not None
+        self.save_weights(Path(output_dir))
+
+
+def learning_rate_factor(step: int, progress: float, warmup_steps: int, hold: float) -> float:
+    """Give the share of the full learning rate: linear warm-up over `warmup_steps`, 1 until `progress` (0 to 1)
+    reaches `hold`, then linear decay to 0 at progress 1. `step` counts from 0."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if progress <= hold:
+        return 1.0
+    return max(0.0, (1 - progress) / (1 - hold))
+
+
+class _Order(torch.utils.data.Sampler):
+    """`dataset.batch_order` of the epoch the trainer is in, also after a resume in its middle."""
+
+    def __init__(self, trainer: Durable) -> None:
+        self._trainer = trainer
+
+    def __len__(self) -> int:
+        return len(self._trainer.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        arguments = self._trainer.args
+        size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        epoch = int(self._trainer.state.epoch or 0)
+        return iter(dataset.batch_order(self._trainer.lengths, size, self._trainer.config.seed, epoch))
+
+
+class Clock:
+    """How long and how much has been trained, over all sittings of a run."""
+
+    def __init__(self, config: Any, report: Report | None) -> None:
+        self.examples = self.tokens = 0
+        self.report = report
+        self._budget = config.max_minutes * 60 if config.max_minutes else None
+        self._earlier = 0.0
+        self._start: float | None = None
+        self._last = (0.0, 0)
+        self._step_end = 0.0
+
+    def start(self) -> None:
+        """Begin a sitting."""
+        self._start = time.monotonic()
+        self._last = (self.seconds(), self.tokens)
+        self._step_end = self.seconds()
+
+    def seconds(self) -> float:
+        """Give the seconds trained."""
+        return self._earlier + (time.monotonic() - self._start if self._start is not None else 0.0)
+
+    def share(self) -> float:
+        """Give the share of the time budget that is spent; 0 without a budget."""
+        return self.seconds() / self._budget if self._budget else 0.0
+
+    def is_spent(self) -> bool:
+        """Tell, after a step, whether another one as long would overrun the budget."""
+        seconds = self.seconds()
+        step_seconds, self._step_end = seconds - self._step_end, seconds
+        return self._budget is not None and seconds + step_seconds > self._budget
+
+    def line(self, state: Any) -> dict[str, Any]:
+        """Give the fields of a metrics line about speed and memory since the last one."""
+        seconds, tokens = self.seconds(), self.tokens
+        since, before = self._last
+        self._last = (seconds, tokens)
+        left = seconds * (state.max_steps / max(1, state.global_step) - 1)
+        if self._budget:
+            left = min(left, max(0.0, self._budget - seconds))
+        return {
+            "tokens_per_second": round((tokens - before) / max(1e-9, seconds - since), 1),
+            "seconds": round(seconds, 3),
+            "seconds_left": round(left, 1),
+            "memory_gib": round(_peak_memory() / 2**30, 3),
+        }
+
+    def totals(self) -> dict[str, Any]:
+        """Give the whole run's figures."""
+        return {
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "seconds": round(self.seconds(), 1),
+            "tokens_per_second": round(self.tokens / max(1e-9, self.seconds()), 1),
+            "peak_memory_gib": round(_peak_memory() / 2**30, 2),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write what `load` needs."""
+        (folder / "clock.json").write_text(json.dumps([self.seconds(), self.examples, self.tokens]))
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self._earlier, self.examples, self.tokens = json.loads((folder / "clock.json").read_text())
+
+    def stop(self) -> None:
+        """End a sitting; later work (validation, saving) is not training time."""
+        self._earlier, self._start = self.seconds(), None
+
+
+class _Steps(TrainerCallback):
+    """What happens between steps: metrics, validation, and the reasons to stop."""
+
+    def __init__(self, trainer: Durable) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.clock.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.clock.stop()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        if trainer.clock.is_spent():
+            control.should_training_stop = True
+        self._stop_if_asked(control)
+        every = trainer.config.eval_every_steps
+        if every and state.global_step % every == 0 and (loss := trainer.validation_loss()) is not None:
+            self._write({"step": state.global_step, "validation_loss": loss})
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            line = {name: logs[name] for name in _LOGGED if name in logs}
+            speed = self._trainer.clock.line(state)
+            self._write({"step": state.global_step, "steps": state.max_steps, **line, **speed})
+            self._stop_if_asked(control)
+
+    def _stop_if_asked(self, control: Any) -> None:
+        if self._trainer.stopped_by is not None:
+            control.should_save = control.should_training_stop = True
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._trainer.metrics_file.append(line)
+        if self._trainer.clock.report is not None:
+            self._trainer.clock.report(line)
+
+
+@contextmanager
+def stopping_on_signals(trainer: Durable) -> Generator[None, None, None]:
+    """Let SIGTERM and SIGINT end the run after the step at hand; a second one acts as ever."""
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stopped_by = number
+        signal.signal(number, before[signal.Signals(number)])
+        logger.info("stopping after this step; a checkpoint will be written")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Give the checkpoints of a run, oldest first."""
+    found = (folder / "checkpoints").glob("step-*")
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Give the last whole checkpoint of a run; None before the first."""
+    return (_checkpoints(folder) or [None])[-1]
+
+
+def _peak_memory() -> int:
+    """Give the most memory held so far, in bytes: the GPU's where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
