@@ -164,6 +164,16 @@ def test_claims_about_a_wrong_users_items_are_looked_up_there():
     assert found["claims"] == found["grounded_claims"] > 0
 
 
+def test_items_are_the_users_own_where_another_profile_has_the_same_ids():
+    known = evidence()
+    both = {"p1": known.items["i1"]["p1"], "p2": known.items["i2"]["p2"]}
+    shared = scores.Evidence(known.examples, {"i1": both}, known.newest)
+    assert shared.prompt_items("e1", ["i1"]) == (both["p1"],)
+    assert scores.Evidence({}, {"i1": both}).prompt_items("e1", ["i1"]) is None
+    assert shared.prompt_items("e1", ["i1", "i9"]) is None
+    assert shared.prompt_items("e1", []) == ()
+
+
 def test_claims_are_unknown_where_the_items_are():
     text = TRACE.format(claim='[P1] was "red"', answer="red")
     assert one(LABELS, text, "red", style="trace")["claims"] is None
