@@ -276,12 +276,12 @@ class HubStandIn:
 
             def refs(self, body: bytes, query: Any, repo: str) -> None:
                 it = hub.repos[repo]
-                self.send(200, {
-                    kind: [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid} for name, oid in refs.items()]
-                    for kind, refs in (("branches", it.branches), ("tags", it.tags))
-                } | {
-                    "converts": [],
-                })  # fmt: skip
+                answer: dict[str, Any] = {"converts": []}
+                for kind, refs in (("branches", it.branches), ("tags", it.tags)):
+                    answer[kind] = [
+                        {"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": oid} for n, oid in refs.items()
+                    ]
+                self.send(200, answer)
 
             def branch(self, body: bytes, query: Any, repo: str, name: str) -> None:
                 it = hub.repos[repo]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data import construct_cli, corpus_cli, tags_cli
+from tagpr_data import construct_cli, corpus_cli, download_cli, tags_cli
 from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(construct_cli.app, name="construct")
 app.add_typer(tags_cli.app, name="tags")
+app.add_typer(download_cli.app, name="download")
 app.add_typer(corpus_cli.app)  # its commands stand beside those below
 import_app = typer.Typer(no_args_is_help=True, help="Bring published data into a data set folder.")
 app.add_typer(import_app, name="import")
