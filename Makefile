@@ -34,6 +34,32 @@ install-dev: .venv/.installed-dev  ## The same with the developers' tools.
 	@$(PIP_INSTALL) --group dev
 	@touch $@
 
+# The whole loop on real text. Each line is a command of the README; DEMO=folder and MODEL=name choose others.
+MODEL ?= smollm2-135m-instruct
+SHORT := --item-words 22 --input-words 50 --max-samples 64
+demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, evaluation, report (under 20 minutes).
+	@echo "[1/7] data set: the X server's commit log"
+	@$(BIN)/tagpr-data construct xorg --output $(DEMO)/dataset
+	@echo "[2/7] corpus: the scripted teacher writes, selection keeps, validation checks"
+	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(DEMO)/dataset --set output=$(DEMO)/corpus
+	@$(BIN)/tagpr-data validate $(DEMO)/corpus
+	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, four minutes"
+	@$(BIN)/tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml \
+		--set corpus=$(DEMO)/corpus --set output=$(DEMO)/sft --set model=$(MODEL)
+	@echo "[4/7] evaluation: baselines without a model"
+	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-baselines $(SHORT) \
+		--model majority --model own-majority --model knn --model copy-last --model oracle
+	@echo "[5/7] evaluation: the base model, asked directly"
+	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-base $(SHORT) \
+		--model base=hf:$$($(BIN)/tagpr-train base-model) --style direct --max-new-tokens 24 \
+		--retriever bm25 --retriever random --k 0 --k 4
+	@echo "[6/7] evaluation: the tuned model, reasoning in tags"
+	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-sft $(SHORT) \
+		--model sft=hf:$(DEMO)/sft/model --style trace --max-new-tokens 160 \
+		--retriever bm25 --retriever random --retriever wrong-user --k 0 --k 4
+	@echo "[7/7] report"
+	@$(BIN)/tagpr-eval report $(DEMO)/eval-sft $(DEMO)/eval-base $(DEMO)/eval-baselines --output $(DEMO)/report.html
+
 test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ def songs(song_folder: Path) -> Dataset:
 
 @pytest.fixture
 def song_config(song_folder: Path, tmp_path: Path) -> CorpusConfig:
-    return CorpusConfig(name="songs", dataset=song_folder, out=tmp_path / "corpus", k=3, html_report=False)
+    return CorpusConfig(name="songs", dataset=song_folder, output=tmp_path / "corpus", k=3, html_report=False)
 
 
 @pytest.fixture

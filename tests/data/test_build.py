@@ -35,8 +35,8 @@ def stages(config: CorpusConfig) -> dict[str, bool]:
 
 def test_the_same_input_gives_the_same_bytes_in_two_folders(song_config, tmp_path):
     build(song_config)
-    build(changed(song_config, out=tmp_path / "other"))
-    first = files_of(song_config.out)
+    build(changed(song_config, output=tmp_path / "other"))
+    first = files_of(song_config.output)
     assert set(first) == {
         "manifest.json",
         "traces/train.parquet", "traces/validation.parquet",
@@ -50,19 +50,19 @@ def test_a_corpus_holds_every_candidate_and_says_so(song_config):
     kept = [
         row
         for split in ("train", "validation")
-        for row in read_records(song_config.out / f"traces/{split}.parquet", Trace)
+        for row in read_records(song_config.output / f"traces/{split}.parquet", Trace)
     ]
     refused = [
         row
         for split in ("train", "validation")
-        for row in read_records(song_config.out / f"rejected/{split}.parquet", Rejected)
+        for row in read_records(song_config.output / f"rejected/{split}.parquet", Rejected)
     ]
     # 3 users × 4 songs × 2 tasks × 3 attempts
     assert manifest.candidates == len(kept) + len(refused) == 72
     assert manifest.kept == len(kept) == 24
     assert manifest.claims == manifest.grounded_claims == sum(row.claims for row in kept) > 0
     assert sum(manifest.rejected.values()) == 48 and set(manifest.rejected) <= {"duplicate", "not-best"}
-    assert read_json(song_config.out / "manifest.json", CorpusManifest) == manifest
+    assert read_json(song_config.output / "manifest.json", CorpusManifest) == manifest
 
 
 def test_unchanged_stages_are_skipped_and_a_changed_one_runs_with_all_after_it(song_config):
@@ -77,19 +77,19 @@ def test_unchanged_stages_are_skipped_and_a_changed_one_runs_with_all_after_it(s
 
 def test_a_damaged_file_of_the_corpus_is_made_again(song_config):
     build(song_config)
-    before = files_of(song_config.out)
-    (song_config.out / "traces/train.parquet").write_bytes(b"damaged")
+    before = files_of(song_config.output)
+    (song_config.output / "traces/train.parquet").write_bytes(b"damaged")
     assert stages(song_config)["select"]
-    assert files_of(song_config.out) == before
+    assert files_of(song_config.output) == before
 
 
 def test_a_build_torn_before_its_manifest_ends_the_same(song_config):
     build(song_config)
-    before = files_of(song_config.out)
-    (song_config.out / "manifest.json").unlink()
-    shutil.rmtree(song_config.out / "traces")
+    before = files_of(song_config.output)
+    (song_config.output / "manifest.json").unlink()
+    shutil.rmtree(song_config.output / "traces")
     build(song_config)
-    assert files_of(song_config.out) == before
+    assert files_of(song_config.output) == before
 
 
 def test_a_teacher_without_hindsight_is_rejected_where_it_errs(song_config):
@@ -110,11 +110,11 @@ def test_limits_are_per_split_task_and_user_and_a_larger_limit_keeps_the_smaller
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_left_alone(song_config):
-    song_config.out.mkdir()
-    (song_config.out / "thesis.tex").write_text("years of work")
+    song_config.output.mkdir()
+    (song_config.output / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"not empty and holds no corpus.*thesis\.tex"):
         build(song_config)
-    assert [path.name for path in song_config.out.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in song_config.output.iterdir()] == ["thesis.tex"]
 
 
 def test_another_corpus_is_not_overwritten(song_config):
@@ -150,7 +150,7 @@ def test_shipped_configs_load(root):
 def test_build_and_validate_as_commands(song_config, song_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "songs.toml"
-    config.write_text(f'name = "songs"\ndataset = "{song_folder}"\nout = "corpus"\n')
+    config.write_text(f'name = "songs"\ndataset = "{song_folder}"\noutput = "corpus"\n')
     built = CliRunner().invoke(app, ["build", str(config), "--set", "k=2"])
     assert built.exit_code == 0 and built.stdout == "corpus\n"
     assert read_json(Path("corpus/manifest.json"), CorpusManifest).parameters["k"] == 2
@@ -165,7 +165,9 @@ def test_every_claim_of_a_corpus_from_real_text_holds(tmp_path):
     output = tmp_path / "xorg"
     constructed = CliRunner().invoke(app, ["construct", "xorg", "--file", str(log), "--output", str(output)])
     assert constructed.exit_code == 0
-    config = CorpusConfig(name="xorg", dataset=output, out=tmp_path / "corpus", limits={"train": 300, "validation": 50})
+    config = CorpusConfig(
+        name="xorg", dataset=output, output=tmp_path / "corpus", limits={"train": 300, "validation": 50}
+    )
     manifest = build(config)
     assert manifest.rejected.keys() <= {"duplicate"}
     assert manifest.grounded_claims == manifest.claims > 5000

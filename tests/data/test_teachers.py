@@ -115,3 +115,22 @@ def test_the_seed_varies_the_wording_and_nothing_else_does():
     texts = [scripted_trace(COMPONENT, "pixmap leak", profile, "glamor", seed) for seed in range(20)]
     assert len(set(texts)) > 3
     assert texts == [scripted_trace(COMPONENT, "pixmap leak", profile, "glamor", seed) for seed in range(20)]
+
+
+def test_blind_attempts_do_not_know_the_gold_and_later_ones_do() -> None:
+    """STaR: the first try must stand on the profile alone; only the retry argues towards the given answer."""
+    teacher = ScriptedTeacher(hindsight=True, blind_attempts=1)
+    item = ProfileItem(profile_id="p", position=0, item_id="a", text="a slow tune", label="calm")
+    task = Task(
+        name="mood", kind="classification", labels=("calm", "wild"), answer_form="a mood", item_template="{text}"
+    )
+
+    def answer(attempt: int) -> str:
+        assignment = Assignment(
+            task=task, input="a slow song", items=(item,), messages=(), gold="wild", sampling=Sampling(), seed=0,
+            attempt=attempt,
+        )  # fmt: skip
+        return asyncio.run(teacher.write(assignment)).text.rpartition("\n")[2]
+
+    assert [answer(0), answer(1)] == ["calm", "wild"]
+    assert teacher.name == "scripted-hindsight-after-1"

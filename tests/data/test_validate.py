@@ -29,7 +29,7 @@ def corpus(song_folder, tmp_path_factory) -> Path:
     config = CorpusConfig(
         name="songs",
         dataset=song_folder,
-        out=tmp_path_factory.mktemp("valid") / "corpus",
+        output=tmp_path_factory.mktemp("valid") / "corpus",
         k=3,
         attempts=2,
         teacher={"type": "scripted", "hindsight": False},

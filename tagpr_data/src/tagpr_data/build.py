@@ -54,6 +54,8 @@ class ScriptedTeacherConfig(Config):
     """Tells the teachers apart."""
     hindsight: bool = True
     """Whether it knows the gold answer."""
+    blind_attempts: int = Field(default=0, ge=0)
+    """The first so many attempts do not know it, so that only what fails without is rationalised."""
 
 
 class ServedTeacherConfig(ServerOptions):
@@ -63,6 +65,8 @@ class ServedTeacherConfig(ServerOptions):
     """Tells the teachers apart."""
     hindsight: bool = False
     """Whether it is told the gold answer."""
+    blind_attempts: int = Field(default=0, ge=0)
+    """The first so many attempts are not told, so that only what fails without is rationalised."""
     revision: str = "unstated"
     """Version of the model, as far as known; part of every row's lineage."""
 
@@ -74,7 +78,7 @@ class CorpusConfig(Config):
     """Name of the corpus."""
     dataset: Path
     """Data set folder."""
-    out: Path
+    output: Path
     """Corpus folder."""
     tasks: tuple[str, ...] | None = None
     """Tasks to answer; None takes all of the data set."""
@@ -120,18 +124,18 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[], object
 def build(
     config: CorpusConfig, progress: Progress = silent, say: Callable[[str], object] = lambda line: None
 ) -> CorpusManifest:
-    """Build the corpus folder `config.out` and validate it; `say` gets one line per stage.
+    """Build the corpus folder `config.output` and validate it; `say` gets one line per stage.
 
     Raises InputError for a config that does not fit the data set or a folder that holds something else, CheckFailed
     when the corpus does not validate.
     """
-    out, work = config.out, config.out / WORK
-    _check_target(out, config.name)
+    output, work = config.output, config.output / WORK
+    _check_target(output, config.name)
     dataset = Dataset.load(config.dataset)
     tagset = load_tagset(config.tagset)
     teacher = make_teacher(config, tagset)
     stages = _Stages(work / "stages.json", say)
-    with folder_lock(out):
+    with folder_lock(output):
         rows = _prompts_stage(config, dataset, tagset, stages, progress)
         candidates = _generate_stage(config, dataset, rows, teacher, stages, progress)
         manifest = _select_stage(config, dataset, tagset, rows, candidates, stages, progress)
@@ -143,8 +147,8 @@ def make_teacher(config: CorpusConfig, tagset: TagSet) -> Teacher:
     """Give the teacher of a config."""
     teacher = config.teacher
     if isinstance(teacher, ScriptedTeacherConfig):
-        return ScriptedTeacher(hindsight=teacher.hindsight)
-    return ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision)
+        return ScriptedTeacher(hindsight=teacher.hindsight, blind_attempts=teacher.blind_attempts)
+    return ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision, teacher.blind_attempts)
 
 
 def choose_examples(config: CorpusConfig, dataset: Dataset) -> dict[Split, list[Example]]:
@@ -268,7 +272,7 @@ class _Stages:
 def _prompts_stage(
     config: CorpusConfig, dataset: Dataset, tagset: TagSet, stages: _Stages, progress: Progress
 ) -> list[Prompt]:
-    path = config.out / WORK / "prompts.parquet"
+    path = config.output / WORK / "prompts.parquet"
     settings = config.model_dump(
         mode="json",
         include={"tasks", "splits", "limits", "per_user", "retriever", "k", "empty_profile_share", "prompt", "seed"},
@@ -306,7 +310,7 @@ def _generate_stage(
     progress: Progress,
 ) -> list[Candidate]:
     """The journal knows what is there already, so this stage is skipped row by row."""
-    folder = config.out / WORK
+    folder = config.output / WORK
     stages.is_done("generate", "")
     with progress("generate", len(rows) * config.attempts) as advance:
         candidates = generate.generate(
@@ -339,10 +343,10 @@ def _select_stage(
         _code(select, tags, metrics, tables),
         _parameters(config, dataset),
     )
-    path = config.out / MANIFEST
+    path = config.output / MANIFEST
     if stages.is_done("select", inputs) and path.is_file():
         manifest = read_json(path, CorpusManifest)
-        if all(_is_unchanged(config.out / name, entry) for name, entry in manifest.files.items()):
+        if all(_is_unchanged(config.output / name, entry) for name, entry in manifest.files.items()):
             stages.skip("select", f"{manifest.kept:,} traces")
             return manifest
     examples = generate.examples_of(dataset, rows)
@@ -361,7 +365,7 @@ def _select_stage(
     splits: list[Split] = [split for split in SPLITS if split in split_of.values()]
     names = {row.task for row in rows}
     manifest = write_corpus(
-        config.out,
+        config.output,
         {split: [row for row in kept if split_of[row.prompt_hash] == split] for split in splits},
         {split: [row for row in refused if split_of[row.prompt_hash] == split] for split in splits},
         Description(
@@ -376,19 +380,19 @@ def _select_stage(
     )
     grounded = f"{manifest.grounded_claims:,} of {manifest.claims:,} claims grounded"
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
-    stages.finish("select", inputs, f"{manifest.kept:,} traces, {grounded}; rejected: {reasons} → {config.out}")
+    stages.finish("select", inputs, f"{manifest.kept:,} traces, {grounded}; rejected: {reasons} → {config.output}")
     return manifest
 
 
 def _validate_stage(config: CorpusConfig, manifest: CorpusManifest, stages: _Stages) -> None:
-    report = config.out / "data_docs"
+    report = config.output / "data_docs"
     checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-    inputs = _hash(sha256_file(config.out / MANIFEST), _code(validate, tags), checks, config.html_report)
+    inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate, tags), checks, config.html_report)
     if stages.is_done("validate", inputs) and (report / "report.json").is_file():
         stages.skip("validate", "passed before")
         return
-    outcome = validate.validate(config.out, config.tagset, report, config.html_report, config.dataset)
-    validate.raise_for(outcome, config.out)
+    outcome = validate.validate(config.output, config.tagset, report, config.html_report, config.dataset)
+    validate.raise_for(outcome, config.output)
     page = report / ("index.html" if config.html_report else "report.json")
     line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"
     stages.finish("validate", inputs, line)
@@ -402,7 +406,7 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
             split_of.setdefault(example.user_id, set()).add(split)
     # how the server is reached makes no difference to what is built, and is nobody's business
     reached = set(ServerOptions.model_fields) - {"model"}
-    where = {"name": True, "dataset": True, "out": True, "tagset": True, "html_report": True, "teacher": reached}
+    where = {"name": True, "dataset": True, "output": True, "tagset": True, "html_report": True, "teacher": reached}
     settings = config.model_dump(mode="json", exclude=where)
     return {
         **settings,
@@ -415,14 +419,16 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
 def _check_target(folder: Path, name: str) -> None:
     """Raise InputError unless the folder is absent, empty, or holds an earlier build of this corpus."""
     if folder.is_file():
-        raise InputError(f"{folder} is a file; a corpus is a folder, give a name that is free (out)")
+        raise InputError(f"{folder} is a file; a corpus is a folder, give a name that is free (output)")
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if (folder / MANIFEST).is_file():
         manifest = read_json(folder / MANIFEST, CorpusManifest)
         if manifest.name != name:
-            raise InputError(f"{folder} holds the corpus {manifest.name!r}; give another folder (out) for {name!r}")
+            raise InputError(f"{folder} holds the corpus {manifest.name!r}; give another folder (output) for {name!r}")
     elif found and WORK not in found and found != {".lock"}:
-        raise InputError(f"{folder} is not empty and holds no corpus (found {min(found)!r}); give another folder (out)")
+        raise InputError(
+            f"{folder} is not empty and holds no corpus (found {min(found)!r}); give another folder (output)"
+        )
 
 
 def _is_unchanged(path: Path, entry: FileEntry) -> bool:

@@ -54,7 +54,7 @@ def build(
 
     settings = load(CorpusConfig, config, overrides or [])
     build_corpus(settings, progress=bar, say=lambda line: typer.echo(line, err=True))
-    typer.echo(settings.out)
+    typer.echo(settings.output)
 
 
 @app.command()

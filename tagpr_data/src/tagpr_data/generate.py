@@ -172,6 +172,7 @@ def generate(
                     gold=prompt.gold,
                     sampling=sampling,
                     seed=seeds[key],
+                    attempt=attempt,
                 )
             )
             row = Candidate(

@@ -42,6 +42,8 @@ class Assignment:
     """How to sample."""
     seed: int
     """Seed of this attempt."""
+    attempt: int = 0
+    """0 for the first attempt on this prompt."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ class ScriptedTeacher:
 
     hindsight: bool = True
     """Whether it knows the gold answer."""
+    blind_attempts: int = 0
+    """The first so many attempts on a prompt do not know it: STaR rationalises only what failed without."""
 
     @property
     def name(self) -> str:
         """Name in rows and manifest."""
-        return "scripted-hindsight" if self.hindsight else "scripted"
+        return "scripted" + _suffix(self.hindsight, self.blind_attempts)
 
     @property
     def revision(self) -> str:
@@ -99,7 +103,8 @@ class ScriptedTeacher:
 
     async def write(self, assignment: Assignment) -> Reply:
         """Answer one assignment; never fails, counts no tokens."""
-        gold = assignment.gold if self.hindsight else None
+        is_told = self.hindsight and assignment.attempt >= self.blind_attempts
+        gold = assignment.gold if is_told else None
         text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed)
         return Reply(text=text, finish_reason="stop")
 
@@ -113,16 +118,19 @@ class ServedTeacher:
     What it is told follows from the assignment, the tag set and `hindsight`; the row keeps the training prompt.
     """
 
-    def __init__(self, server: ChatServer, tagset: TagSet, hindsight: bool, model_revision: str) -> None:
+    def __init__(
+        self, server: ChatServer, tagset: TagSet, hindsight: bool, model_revision: str, blind_attempts: int = 0
+    ) -> None:
         self._server = server
         self._tagset = tagset
         self._hindsight = hindsight
+        self._blind_attempts = blind_attempts
         self._model_revision = model_revision
 
     @property
     def name(self) -> str:
         """The model's name, with `-hindsight` where it is told the gold answer."""
-        return self._server.options.model + ("-hindsight" if self._hindsight else "")
+        return self._server.options.model + _suffix(self._hindsight, self._blind_attempts)
 
     @property
     def revision(self) -> str:
@@ -134,7 +142,8 @@ class ServedTeacher:
         """Answer one assignment; InputError when the server refuses or stays silent."""
         options = PromptOptions(style="trace-explained")
         messages = chat_prompt(assignment.task, assignment.input, assignment.items, options, self._tagset)
-        if self._hindsight and assignment.gold is not None:
+        is_told = self._hindsight and assignment.attempt >= self._blind_attempts
+        if is_told and assignment.gold is not None:
             hint = Message(role="user", content=f"{messages[-1].content}\n\n{_HINT.format(gold=assignment.gold)}")
             messages = (*messages[:-1], hint)
         answer = await self._server.ask(messages, assignment.sampling, assignment.seed)
@@ -143,6 +152,13 @@ class ServedTeacher:
     async def close(self) -> None:
         """Close the connections."""
         await self._server.close()
+
+
+def _suffix(hindsight: bool, blind_attempts: int) -> str:
+    """Give what a teacher's name adds about hindsight: it is part of every row's identity."""
+    if not hindsight:
+        return ""
+    return f"-hindsight-after-{blind_attempts}" if blind_attempts else "-hindsight"
 
 
 _HINT = (
