@@ -92,6 +92,55 @@ def run(
 
 
 @app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Settings: config.EvaluationConfig.")],
+    output: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it goes on.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, wins over the file.")] = None,
+    shard: Annotated[str, typer.Option(help="I/N: only this part; `merge` joins the folders.")] = "1/1",
+    max_samples: Annotated[int | None, typer.Option(help="Stop after so many samples in the folder.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens in the folder.", min=1)] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop at this cost of the folder.", min=0)] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML: [MODEL] input = …, output = … a million tokens.")] = None,
+) -> None:
+    """Run a whole grid: models, tasks, retrievers, k, styles and seeds from one file."""
+    from tagpr_data.config import load
+    from tagpr_eval.config import EvaluationConfig, read_prices, read_shard
+    from tagpr_eval.meter import meter
+    from tagpr_eval.run import Limits, evaluate, summary
+
+    config = load(EvaluationConfig, grid, overrides or ())
+    limits = Limits(read_shard(shard), max_samples, max_tokens, max_cost, read_prices(prices, max_cost))
+    with meter() as shown:
+        manifest = evaluate(config, output, shown, limits)
+    typer.echo(summary(manifest))
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(help="Run folders of all shards.")],
+    output: Annotated[Path, typer.Option(help="Run folder to write.")],
+) -> None:
+    """Join the shards of a grid; the files are those of a run in one piece."""
+    from tagpr_eval.run import merge, summary
+
+    typer.echo(summary(merge(shards, output)))
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
+    output: Annotated[Path, typer.Option(help="Folder for the files.")],
+    strict: Annotated[bool, typer.Option(help="Completions as they are, not the extracted answers.")] = False,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+) -> None:
+    """Write the predictions of a run in LaMP's own format, one folder per model and setting."""
+    from tagpr_eval.export import export_lamp
+
+    for path in export_lamp(folder, output, "strict" if strict else "parsed", dataset):
+        typer.echo(path)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, the base model's first.")],
     output: Annotated[Path, typer.Option(help="Page to write; a .md and files come beside it.")],

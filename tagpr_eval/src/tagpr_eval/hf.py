@@ -11,6 +11,7 @@ Sizes: B rows of a batch, T tokens, V vocabulary.
 
 import hashlib
 import json
+import math
 import os
 import threading
 import warnings
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +69,11 @@ class HfModel:
         encoded = [self._encode(prompt.messages) for prompt in prompts]
         self._check_lengths(encoded)
         order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), encoded[i], prompts[i].seed))
-        size = self.options.batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+        # As many batches for each worker, all about as large; the number of workers is a fact of the machine.
+        count = math.ceil(len(order) / self.options.batch_size)
+        count = max(1, min(len(order), math.ceil(count / self._workers) * self._workers))
+        edges = [len(order) * part // count for part in range(count + 1)]
+        return [order[start:end] for start, end in pairwise(edges) if start < end]
 
     def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Finished) -> None:
         """Answer the batches, several at once on a CPU."""
@@ -99,13 +104,12 @@ class HfModel:
             for batch in batches:
                 work(batch)
             return
-        cores = len(os.sched_getaffinity(0))
-        workers = min(cores, _CPU_WORKERS, len(batches))
         before = torch.get_num_threads()
-        threads = max(1, min(before, cores) // workers)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self._threads)
         try:
-            with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            with ThreadPoolExecutor(
+                self._workers, initializer=torch.set_num_threads, initargs=(self._threads,)
+            ) as pool:
                 for future in [pool.submit(work, batch) for batch in batches]:
                     future.result()
         except BaseException:
@@ -113,6 +117,16 @@ class HfModel:
             raise
         finally:
             torch.set_num_threads(before)
+
+    @property
+    def _workers(self) -> int:
+        """Batches computed at once."""
+        return 1 if self._device.type != "cpu" else min(len(os.sched_getaffinity(0)), _CPU_WORKERS)
+
+    @property
+    def _threads(self) -> int:
+        """Threads of one batch; always the same, as another number may round differently."""
+        return max(1, len(os.sched_getaffinity(0)) // self._workers)
 
     def _answer(self, model: Any, rows: "list[_Row]", emit: Finished) -> None:
         """Write the completions of one batch; a row is handed out as soon as it ends."""

@@ -7,26 +7,27 @@
     RUN/lighteval/           results and details in lighteval's own format
 
 Guarantee: after `kill -9` the same command goes on, asks for no kept sample again, and ends in the same
-predictions.parquet, run.json and samples.jsonl as an uninterrupted run. Price: all prompts are in memory.
+predictions.parquet, run.json and samples.jsonl as an uninterrupted run; so do shards of a run (`Limits.shard`) and
+their `merge`. Price: all prompts are in memory.
 """
 
 import platform
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tagpr_data import answers
 from tagpr_data.cache import cache_folder
 from tagpr_data.dataset import Dataset
-from tagpr_data.errors import InputError, shorten
+from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.lamp import metrics
-from tagpr_data.records import Example, Prediction, RunManifest, Task
+from tagpr_data.records import Example, Prediction, RunManifest, Sample, Task
 from tagpr_data.retrieve import Encode
 from tagpr_data.tables import frame_from_records, read_json, write_json, write_table
 from tagpr_data.tags import load_tagset
@@ -45,17 +46,40 @@ _SPEED_SETTINGS = ("concurrency", "timeout_seconds", "retries", "backoff_seconds
 """Settings of `server` that change no answer, so a run may go on with other ones."""
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Which part of a run is done, and when it stops. Budgets count all that the run folder holds."""
+
+    shard: tuple[int, int] = (1, 1)
+    """(I, N): only every N-th batch of each model, from the I-th; the results come from `merge`."""
+    max_samples: int | None = None
+    """Stop after so many samples."""
+    max_tokens: int | None = None
+    """Stop after so many tokens, read and written."""
+    max_cost: float | None = None
+    """Stop when so much is spent, by `prices`."""
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Model name → price of a million tokens read, and written; a model without a price is free."""
+
+
+class _BudgetSpent(Exception):
+    """A limit is reached: stop in good order."""
+
+
 def evaluate(
     config: EvaluationConfig,
     output: Path,
     meter: Meter | None = None,
+    limits: Limits = Limits(),
     make_model: Callable[[Spec, EvaluationConfig], Model] = open_model,
     score: Callable[[Path, str, harness.Answers, Path], Any] = harness.score,
 ) -> RunManifest:
     """Answer all cells with all models and write the run folder; give its manifest.
 
-    A finished run of the same settings, data and models is left as it is. InputError for settings that cannot be,
-    or a folder that holds something else; CheckFailed when a model stays unreachable: everything is kept.
+    A finished run of the same settings, data and models is left as it is. A run that reaches a limit ends with status
+    `partial`: its predictions are those answered so far, its cells say how many are missing, and lighteval is not
+    asked; with higher limits the same command goes on. InputError for settings that cannot be, or a folder that holds
+    something else; CheckFailed when a model stays unreachable: everything is kept.
     """
     specs = _specs(config)
     plan = _plan(config)
@@ -66,36 +90,99 @@ def evaluate(
         if manifest.status == "complete":
             return manifest
         store = SampleStore(output)
+        asked = {name: _Asked(name, models[name], identities[name], plan, config, store) for name in models}
+        meter = meter or NoMeter()
+        purse = _Purse(limits, asked)
         try:
-            predictions: list[Prediction] = []
+            if limits.shard != (1, 1):
+                for name in models:
+                    asked[name].answer_all(meter, purse, limits.shard)
+                return _finish(output, manifest, "partial", {"models": identities, "shard": list(limits.shard)})
             if models:
                 harness.write_prompts(output / "prompts", plan.questions, plan.tasks, config.split, config.sampling)
                 shutil.rmtree(output / "lighteval", ignore_errors=True)
-            for spec in specs:
-                if spec.kind == "baseline":
-                    predictions += _baseline_predictions(spec, plan, config)
-                else:
-                    asked = _Asked(spec.name, models[spec.name], identities[spec.name], plan, config, store)
-                    score(output / "prompts", spec.name, asked.answer_with(meter or NoMeter()), output / "lighteval")
-                    predictions += asked.predictions()
+            for name in models:
+                score(output / "prompts", name, asked[name].answer_with(meter, purse), output / "lighteval")
+            status = "complete"
             store.tidy()
+        except _BudgetSpent:
+            status = "partial"
         finally:
             store.close()
+        predictions = [
+            row
+            for spec in specs
+            for row in (
+                _baseline_predictions(spec, plan, config) if spec.kind == "baseline" else asked[spec.name].predictions()
+            )
+        ]
         frame = frame_from_records(predictions, Prediction)
         write_table(output / PREDICTIONS, frame, Prediction, PREDICTION_KEY)
-        results = _results(predictions, plan, identities, len(store))
-        done = manifest.model_copy(update={"status": "complete", "results": results})
-        write_json(output / "run.json", done)
-        return done
+        return _finish(output, manifest, status, _results(predictions, plan, identities, len(store)))
+
+
+def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harness.score) -> RunManifest:
+    """Join the run folders of all shards of one evaluation; the files are those of a run in one piece.
+
+    No model is needed. InputError when the shards differ in settings, data or models; CheckFailed when samples are
+    missing.
+    """
+    manifests = [read_json(folder / "run.json", RunManifest) for folder in shards]
+    if not manifests:
+        raise InputError("nothing to merge: name the run folders of the shards")
+    for folder, manifest in zip(shards, manifests, strict=True):
+        _same(
+            folder,
+            "settings than the first shard",
+            _without_speed(manifest.config),
+            _without_speed(manifests[0].config),
+        )
+        _same(folder, "data than the first shard", manifest.data, manifests[0].data)
+        if "models" not in manifest.results:
+            raise CheckFailed(f"{folder} is not finished: run the same command in it again")
+        _same(folder, "models than the first shard", manifest.results["models"], manifests[0].results["models"])
+    config = EvaluationConfig.model_validate(manifests[0].config)
+    identities: dict[str, str] = manifests[0].results["models"]
+    output.mkdir(parents=True, exist_ok=True)
+    with folder_lock(output):
+        _open(output, config, Dataset.load(Path(config.dataset)), identities)
+        store = SampleStore(output)
+        for folder in shards:
+            other = SampleStore(folder)
+            store.merge(other)
+            other.close()
+        store.close()
+    return evaluate(config, output, score=score, make_model=lambda spec, _: _Absent(spec.name, identities[spec.name]))
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """Stands for a model whose answers must all be there already."""
+
+    name: str
+    identity: str
+
+    def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """One batch a prompt."""
+        return [[index] for index in range(len(prompts))]
+
+    def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Any) -> None:
+        """Refuse."""
+        raise CheckFailed(
+            f"{len(batches)} of {len(prompts)} samples of model {self.name} are missing; give the folders of all shards"
+        )
 
 
 def summary(manifest: RunManifest) -> str:
     """Give the headline numbers of a finished run as a table of text."""
     lines = [f"data {', '.join(f'{name} {value[:12]}' for name, value in manifest.data.items())}, "
              f"split {manifest.config['split']}, answers as extracted"]  # fmt: skip
-    for row in manifest.results["cells"]:
+    for row in manifest.results.get("cells", []):
         scores = "  ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
-        lines.append(f"{row['model']:<16} {row['cell']:<48} n={row['n']:<6} {scores}")
+        missing = f"  ({row['missing']} missing)" if row["missing"] else ""
+        lines.append(f"{row['model']:<16} {row['cell']:<48} n={row['n']:<6} {scores}{missing}")
+    if manifest.status == "partial":
+        lines.append("PARTIAL: stopped by a limit or a shard of a run; the same command with higher limits goes on")
     return "\n".join(lines)
 
 
@@ -164,38 +251,80 @@ class _Asked:
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
 
-    def answer_with(self, meter: Meter) -> harness.Answers:
+    def answer_with(self, meter: Meter, purse: "_Purse") -> harness.Answers:
         """Give the function that lighteval's model answers through."""
 
         def answers_of(pairs: Sequence[tuple[str, str]]) -> list[str]:
-            self._answer_all(meter)
+            self.answer_all(meter, purse)
             return [self._store[self._keys[pair]].text for pair in pairs]
 
         return answers_of
 
     def predictions(self) -> list[Prediction]:
-        """Give one prediction per question."""
+        """Give one prediction per question that is answered."""
         return [
             _prediction(self._name, row, self._store[self._keys[cell.name, row.example.id]])
             for cell, rows in self._plan.questions.items()
             for row in rows
+            if self._keys[cell.name, row.example.id] in self._store
         ]
 
-    def _answer_all(self, meter: Meter) -> None:
-        """Have every batch generated that has a sample missing, whole, so that its bits are those of a first run."""
+    def samples(self) -> list[Sample]:
+        """Give the model's samples that are there."""
+        return [self._store[key] for key in self._sample_keys if key in self._store]
+
+    def answer_all(self, meter: Meter, purse: "_Purse", shard: tuple[int, int] = (1, 1)) -> None:
+        """Have every batch of the shard generated that has a sample missing, whole, so that its bits are those of a
+        first run."""
         is_missing = [key not in self._store for key in self._sample_keys]
-        meter.start(self._name, len(is_missing), len(is_missing) - sum(is_missing))
         if not any(is_missing):
             return
-        batches = self._model.batches(self._prompts)
+        batches = self._model.batches(self._prompts)[shard[0] - 1 :: shard[1]]
+        todo = [batch for batch in batches if any(is_missing[index] for index in batch)]
+        total = sum(map(len, batches))
+        meter.start(self._name, total, total - sum(is_missing[index] for batch in todo for index in batch))
+        purse.check()
 
         def finished(index: int, completion: Completion) -> None:
             if self._sample_keys[index] not in self._store:
                 self._store.add(self._sample_keys[index], completion)
                 meter.advance((completion.input_tokens or 0) + (completion.output_tokens or 0))
+                purse.spend(self._name, completion)
 
-        todo = [batch for batch in batches if any(is_missing[index] for index in batch)]
         self._model.generate(self._prompts, todo, finished)
+
+
+class _Purse:
+    """What a run folder has used up, against its limits."""
+
+    def __init__(self, limits: Limits, asked: "dict[str, _Asked]") -> None:
+        self._limits = limits
+        self._samples, self._tokens, self._cost = 0, 0, 0.0
+        for name, one in asked.items():
+            for sample in one.samples():
+                self._count(name, sample)
+
+    def spend(self, model: str, completion: Completion) -> None:
+        """Count a completion and stop when a limit is reached."""
+        self._count(model, completion)
+        self.check()
+
+    def check(self) -> None:
+        """Stop when a limit is reached."""
+        used = ((self._samples, self._limits.max_samples), (self._tokens, self._limits.max_tokens),
+                (self._cost, self._limits.max_cost))  # fmt: skip
+        if any(limit is not None and amount >= limit for amount, limit in used):
+            raise _BudgetSpent
+
+    def _count(self, model: str, answer: Completion | Sample) -> None:
+        price = self._limits.prices.get(model)
+        needs_tokens = self._limits.max_tokens is not None or (self._limits.max_cost is not None and price is not None)
+        if needs_tokens and (answer.input_tokens is None or answer.output_tokens is None):
+            raise CheckFailed(f"model {model} does not say how many tokens it used, so no such limit can be kept")
+        read, written = answer.input_tokens or 0, answer.output_tokens or 0
+        self._samples += 1
+        self._tokens += read + written
+        self._cost += (read * price[0] + written * price[1]) / 1e6 if price else 0.0
 
 
 def _baseline_predictions(spec: Spec, plan: _Plan, config: EvaluationConfig) -> list[Prediction]:
@@ -260,6 +389,14 @@ def _open(output: Path, config: EvaluationConfig, dataset: Dataset, identities: 
     return manifest
 
 
+def _finish(
+    output: Path, manifest: RunManifest, status: Literal["complete", "partial"], results: dict[str, Any]
+) -> RunManifest:
+    done = manifest.model_copy(update={"status": status, "results": results})
+    write_json(output / "run.json", done)
+    return done
+
+
 def _same(output: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
@@ -291,6 +428,7 @@ def _results(
                 "model": model,
                 "cell": cell.name,
                 "n": len(rows),
+                "missing": sum(row.task == cell.task for row in plan.examples) - len(rows),
                 "metrics": _metrics(plan.tasks[cell.task], rows),
                 "cut_at_length": sum(row.finish_reason == "length" for row in rows),
                 "shorter_profiles": sum(row.profile_size < cell.k for row in rows),
