@@ -37,7 +37,7 @@ def corpus(song_folder, tmp_path_factory) -> Path:
         html_report=False,
     )
     build(config)
-    return config.out
+    return config.output
 
 
 @pytest.fixture
