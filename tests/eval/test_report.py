@@ -326,4 +326,5 @@ def test_values_are_written_one_way(value, kind, text):
 def test_source_files_of_the_page_are_part_of_the_package():
     folder = Path(report.__file__).parent
     assert (folder / "templates" / "report.html.j2").is_file()
-    assert {path.name for path in (folder / "assets").iterdir()} >= {"report.css", "report.js"}
+    assert {path.name for path in (folder / "assets").iterdir()} >= {"report.js"}
+    assert ".sample" in report.stylesheet()

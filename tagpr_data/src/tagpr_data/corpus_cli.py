@@ -1,11 +1,12 @@
 """The commands on finished corpora: card, push, diff, forget, merge, stats, show, browse. A thin shell."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tagpr_data.errors import CheckFailed
+from tagpr_data.errors import CheckFailed, InputError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -70,3 +71,131 @@ def push_command(
         typer.echo(f"what is there is not known: {unknown}", err=True)
     where = f"{repo_id}@{revision}" + ("" if plan.head else f" (to be made, {'public' if public else 'private'})")
     typer.echo(f"dry run: {len(plan.changed)} files, {total:,} bytes to {where}; send with --push", err=True)
+
+
+@app.command("diff")
+def diff_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Corpus folder, the earlier one.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Corpus folder, the later one.")],
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="For release notes (this is the default).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the permutation test.")] = 0,
+) -> None:
+    """Say what changed from corpus A to corpus B: rows by id and field, examples, tags with a test, schema."""
+    from tagpr_data import diff
+    from tagpr_data.corpus import open_corpus
+
+    if as_markdown and as_json:
+        raise InputError("--markdown and --json exclude each other")
+    difference = diff.compare(open_corpus(a), open_corpus(b), seed)
+    typer.echo(difference.as_json() if as_json else diff.markdown(difference), nl=False)
+
+
+@app.command("forget")
+def forget_command(
+    corpus: CorpusFolder,
+    user: Annotated[str, typer.Option(help="Id of the user, as in the column user_id.")],
+    output: Annotated[Path | None, typer.Option(help="Corpus folder to write.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="JSON to write (default: OUTPUT.certificate.json).")] = None,
+    drop_mentions: Annotated[bool, typer.Option("--drop-mentions", help="Also drop rows that name the user.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 when CORPUS names the user.")
+    ] = False,
+) -> None:
+    """Write a corpus without one user, and a certificate that no file of it holds an id of theirs."""
+    from tagpr_data import forget
+    from tagpr_data.corpus import open_corpus
+
+    if not user:
+        raise InputError("--user is empty; give the id of a user")
+    if check:
+        typer.echo(f"{corpus}: the user is in none of {forget.check_gone(corpus, user)} files")
+        return
+    if output is None:
+        raise InputError("--output is missing: the folder for the corpus without the user")
+    manifest, proof = forget.forget(open_corpus(corpus), user, output, drop_mentions)
+    path = certificate or output.with_name(f"{output.name}.certificate.json")
+    forget.write_certificate(path, proof)
+    typer.echo(f"{output}: {manifest.kept:,} traces, {manifest.candidates - manifest.kept:,} rejected; proof in {path}")
+    typer.echo("not covered: the data set it came from, working files, and what was published before", err=True)
+
+
+@app.command("merge")
+def merge_command(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Corpus folder.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Corpus folder.")],
+    output: Annotated[Path, typer.Option(help="Corpus folder to write.")],
+    name: Annotated[str | None, typer.Option(help="Name of the new corpus (default: from A and B).")] = None,
+    licence: Annotated[str | None, typer.Option(help="Its licence, where those of A and B differ.")] = None,
+) -> None:
+    """Write the corpus of all rows of A and B; equal rows come once, contradictions are refused."""
+    from tagpr_data.corpus import open_corpus
+    from tagpr_data.merge import merge
+
+    manifest = merge(open_corpus(a), open_corpus(b), output, name, licence)
+    typer.echo(f"{output}: {manifest.kept:,} traces, {manifest.candidates - manifest.kept:,} rejected")
+
+
+@app.command("stats")
+def stats_command(
+    corpus: CorpusFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
+) -> None:
+    """Count what is in a corpus: sizes, lengths, tags, acceptance, reasons, pairs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tagpr_data.corpus import open_corpus
+    from tagpr_data.stats import statistics
+
+    numbers = statistics(open_corpus(corpus))
+    if as_json:
+        typer.echo(numbers.as_json(), nl=False)
+        return
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for title, rows in vars(numbers).items():
+        if not rows:
+            continue
+        table = Table(title=title, title_justify="left", box=None, header_style="dim")
+        for column, value in rows[0].items():
+            table.add_column(column.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+        for row in rows:
+            cells = (f"{value:,}" if isinstance(value, int) else str(value or "–") for value in row.values())
+            table.add_row(*map(escape, cells))
+        console.print(table, "")
+
+
+@app.command("show")
+def show_command(
+    corpus: CorpusFolder,
+    row: Annotated[str, typer.Argument(metavar="ID", help="A row's id or its beginning, or an example's id.")],
+    tagset: Annotated[Path | None, typer.Option(help="Tag-set file, where it is not the shipped one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The row as JSON.")] = False,
+) -> None:
+    """Show one trace, rejected candidate or preference pair, steps in colour."""
+    from rich.console import Console
+
+    from tagpr_data import show
+    from tagpr_data.corpus import open_corpus
+    from tagpr_data.tags import load_tagset
+
+    split, found = show.find(open_corpus(corpus, verify=False), row)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(show.render(split, found, load_tagset(tagset)))
+
+
+@app.command("browse")
+def browse_command(
+    corpus: CorpusFolder,
+    output: Annotated[Path, typer.Option(help="HTML file to write.")],
+    max_rows: Annotated[int, typer.Option(min=1, help="Most rows on the page; examples are drawn by hash.")] = 5_000,
+) -> None:
+    """Write the corpus as one HTML page with filters and keys, to read in any browser, offline."""
+    from tagpr_data.browse import write_page
+    from tagpr_data.corpus import open_corpus
+
+    rows = write_page(open_corpus(corpus), output, max_rows)
+    typer.echo(f"{output}: {rows:,} rows")

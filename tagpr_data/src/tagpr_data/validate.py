@@ -308,7 +308,8 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
             "sha256": (text, [entry.sha256 for entry in files.values()]),
         },
     )
-    found = [path for kind in (*KINDS, "pairs") for path in _parquet_files(folder, kind)]
+    has_pairs = (folder / "pairs/manifest.json").is_file()  # then they are a folder of their own
+    found = [path for kind in (*KINDS, *(() if has_pairs else ("pairs",))) for path in _parquet_files(folder, kind)]
     table(
         "found_files",
         {

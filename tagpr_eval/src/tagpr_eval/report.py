@@ -11,6 +11,7 @@ Price: scoring dominates (about 0.2 ms a prediction); the page embeds at most `m
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,15 @@ def html(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         svg=lambda plot: Markup(svg(plot)),  # matplotlib escapes its texts
-        css=Markup((assets / "report.css").read_text("utf-8")),
+        css=Markup(stylesheet()),
         js=Markup((assets / "report.js").read_text("utf-8")),
         samples=Markup(script_json(report.samples)),
     )
+
+
+def stylesheet() -> str:
+    """Give the look that all pages of the project share; `tagpr-data browse` has it too."""
+    return (files("tagpr_data") / "assets" / "page.css").read_text("utf-8")
 
 
 def markdown_text(report: Report, files: str) -> str:
