@@ -83,6 +83,16 @@ def test_a_model_that_sees_a_window_only_is_padded_where_it_does_no_harm(make_mo
     assert pairs(answers(folder, prompts(), 4)) == reference(folder, prompts())
 
 
+def test_long_prompts_come_in_smaller_batches(tiny_model):
+    asked = prompts(9)
+    options = LocalOptions(dtype="float32", batch_size=9, batch_tokens=400)
+    model = HfModel(str(tiny_model), Sampling(max_new_tokens=10), options)
+    for batch in model.batches(asked):
+        longest = max(len(model._encode(asked[index].messages)) for index in batch)
+        assert len(batch) == 1 or len(batch) * (longest + 10) <= 400
+    assert sorted(index for batch in model.batches(asked) for index in batch) == list(range(9))
+
+
 def test_tokens_are_counted_without_padding_and_end(ending_model):
     from transformers import AutoTokenizer
 

@@ -60,7 +60,7 @@ def run(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts computed together (hf).")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Prompts computed together at most (hf).")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (hf).")] = "auto",
     base_url: Annotated[str | None, typer.Option(help="Server address, such as http://127.0.0.1:8000/v1.")] = None,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",

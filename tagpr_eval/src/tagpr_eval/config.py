@@ -40,8 +40,10 @@ class ServerOptions(Config):
 class LocalOptions(Config):
     """How a model is run in this process."""
 
-    batch_size: int = Field(default=32, ge=1)
-    """Prompts computed together. Part of the identity: in bf16 another batch may round differently."""
+    batch_size: int = Field(default=64, ge=1)
+    """Prompts computed together at most. Part of the identity: in bf16 another batch may round differently."""
+    batch_tokens: int = Field(default=40_000, ge=1)
+    """Room for tokens, read and to be written, in one batch at most: bounds the memory of long prompts."""
     device: str | None = None
     """torch device; None takes the GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

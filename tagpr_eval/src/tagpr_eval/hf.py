@@ -15,11 +15,11 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ class HfModel:
             "model": _files_hash(self.folder),
             "base": _files_hash(self.base) if self.base else None,
             "dtype": str(self._dtype),
-            "batch_size": self.options.batch_size,
+            "batch": [self.options.batch_size, self.options.batch_tokens],
         }
         return sha256_text(canonical_json(parts))
 
@@ -71,9 +71,15 @@ class HfModel:
         order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), encoded[i], prompts[i].seed))
         # As many batches for each worker, all about as large; the number of workers is a fact of the machine.
         count = math.ceil(len(order) / self.options.batch_size)
-        count = max(1, min(len(order), math.ceil(count / self._workers) * self._workers))
-        edges = [len(order) * part // count for part in range(count + 1)]
-        return [order[start:end] for start, end in pairwise(edges) if start < end]
+        size = math.ceil(len(order) / (math.ceil(count / self._workers) * self._workers)) if order else 1
+        planned: list[list[int]] = []
+        room = 0
+        for index in order:
+            if not planned or len(planned[-1]) == size or (len(planned[-1]) + 1) * room > self.options.batch_tokens:
+                planned.append([])
+                room = len(encoded[index]) + self.sampling.max_new_tokens
+            planned[-1].append(index)
+        return planned
 
     def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Finished) -> None:
         """Answer the batches, several at once on a CPU."""
@@ -258,6 +264,7 @@ class HfModel:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"model {self.base or self.folder} does not load: {_first_line(error)}") from None
         whole: Any = self._with_adapter(model) if self.base else model
+        whole.get_output_embeddings().register_forward_pre_hook(_pick_places)
         return whole.to(self._device).eval().requires_grad_(False)
 
     def _with_adapter(self, model: Any) -> Any:
@@ -323,13 +330,37 @@ def _read_prompts(model: Any, rows: list[_Row], pad: int, device: Any) -> "tuple
     attended = attended.long()  # (B, T)
     positions = (attended.cumsum(dim=1) - 1).clamp(min=0) if on_left else place.expand(len(rows), -1)
     cache = _growing_cache(model.config)
-    last = lengths - 1 if not on_left else torch.full_like(lengths, width - 1)
-    wanted, which = last.unique(return_inverse=True)
-    logits = model(
-        input_ids=torch.tensor(padded, device=device), attention_mask=attended if on_left else None,
-        position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=wanted,
-    ).logits  # fmt: skip
-    return cache, attended, logits[torch.arange(len(rows), device=device), which]
+    last = torch.full_like(lengths, width - 1) if on_left else lengths - 1
+    with _head_reads(last):
+        logits = model(
+            input_ids=torch.tensor(padded, device=device), attention_mask=attended if on_left else None,
+            position_ids=positions, past_key_values=cache, use_cache=True,
+        ).logits  # fmt: skip
+    return cache, attended, logits[:, -1]
+
+
+_head = threading.local()
+"""`places` (B,): the one place of each row that the head is to read in this thread's forward."""
+
+
+@contextmanager
+def _head_reads(places: "torch.Tensor") -> Generator[None, None, None]:
+    """Let the head see one place (B,) of each row: logits of all T places would be T times as many."""
+    _head.places = places
+    try:
+        yield
+    finally:
+        _head.places = None
+
+
+def _pick_places(_head_module: Any, inputs: tuple[Any, ...]) -> Any:
+    """Hook of the model's head, which all worker threads share: hidden states (B, T, D) → (B, 1, D)."""
+    import torch
+
+    if (places := getattr(_head, "places", None)) is None:
+        return None
+    rows = torch.arange(len(places), device=places.device)
+    return (inputs[0][rows, places][:, None], *inputs[1:])
 
 
 def _has_full_attention_only(config: Any) -> bool:
