@@ -434,3 +434,46 @@ class RunManifest(Record):
     """Commit of the checkout, `+dirty` when it had changes; None outside a checkout."""
     results: dict[str, Any] = {}
     """Headline numbers, filled at the end."""
+
+
+class Rollout(Record):
+    """One completion sampled in reinforcement learning, as it was read and rewarded."""
+
+    step: int
+    """Optimiser steps taken before it was sampled."""
+    row: int
+    """Its place in the generation batch; groups stand together."""
+    example_id: str
+    """The example that was asked."""
+    task: str
+    """Its task."""
+    user_id: str
+    """Its user."""
+    text: str
+    """The completion."""
+    tokens: int
+    """Its length, the end token included."""
+    steps: tuple[Step, ...]
+    """The tagged steps that could be read."""
+    violations: tuple[str, ...]
+    """Codes of broken rules of the tag grammar."""
+    answer: str
+    """The answer after the think block; empty where there is none."""
+    gold: str
+    """The reference output."""
+    gate_open: bool
+    """Whether the think block is closed and an answer follows; else the reward is 0."""
+    answer_reward: float
+    """Task metric in [0, 1]."""
+    tags_reward: float
+    """Tag component in [0, 1]."""
+    personal_reward: float | None
+    """PRMU component in [0, 1]; None without a PRMU."""
+    overlong: float
+    """Share of the soft zone before the longest length that is used up, in [0, 1]."""
+    reward: float
+    """Weighted sum behind the gate, less the penalty for length."""
+    normalised: float
+    """The reward less its group's mean, over the group's standard deviation; 0 in a group without variance."""
+    redrawn: int
+    """How many groups were drawn and dropped in its place for lack of variance."""

@@ -14,6 +14,7 @@ from tagpr_data.records import (
     ProfileItem,
     Record,
     Rejected,
+    Rollout,
     RunManifest,
     Sample,
     Task,
@@ -22,7 +23,7 @@ from tagpr_data.records import (
 
 WRITTEN: tuple[type[Record], ...] = (
     Candidate, CorpusManifest, DatasetManifest, Example, PairsManifest, Prediction, PreferencePair, ProfileItem,
-    Rejected, RunManifest, Sample, Task, Trace,
+    Rejected, Rollout, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_data.config import Config
+from tagpr_data.prompts import PromptOptions
+from tagpr_data.records import Split
+from tagpr_train.rewards import RewardWeights
 
 OWN_OPTIONS = {
     "output_dir": "`output`",
@@ -110,12 +113,186 @@ class Sft(Config):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> "Sft":
-        for name, instead in OWN_OPTIONS.items():
-            if name in self.trainer:
-                raise ValueError(f"trainer.{name} is not set here: {instead}")
-        if self.max_minutes is not None and "lr_scheduler_type" in self.trainer:
-            raise ValueError("trainer.lr_scheduler_type does not know of max_minutes; use warmup_steps and hold")
+        _refuse_own_options(self.trainer, self.max_minutes)
         for name in CHECKPOINTING:
             if not self.prompt_gradient and self.trainer.get(name):
                 raise ValueError(f"trainer.{name} needs prompt_gradient = true")
         return self
+
+
+class Prmu(Config):
+    """A reward model that scores a completion for one user, from preference pairs (`tagpr-data pairs`)."""
+
+    pairs: Path
+    """Folder of pairs."""
+    output: Path
+    """Run folder; refused when it holds another run."""
+    model: str = "smollm2-135m-instruct"
+    """Backbone: the embedded model by this name, a folder, or a Hub id; a causal LM or an encoder."""
+    revision: str | None = None
+    """Commit of the model on the Hub; None takes the newest."""
+    kinds: tuple[Literal["metric", "user", "gold"], ...] | None = None
+    """Train on these kinds of pairs only; None takes all. Evaluation always sees all."""
+    reads: Literal["completion", "answer"] = "completion"
+    """`answer`: whatever stands in the think block is not read, so that nothing written there earns a reward."""
+
+    use_user: bool = True
+    """False leaves the user out: the ablation that PRMU must beat."""
+    encoder: str = "hashed"
+    """What turns past items into a vector: `hashed` (no weights), or folder or Hub id of a transformers encoder."""
+    profile_width: int = Field(default=256, ge=1)
+    """Hidden width of the projection of the profile embedding."""
+    user_dropout: float = Field(default=0.5, ge=0, le=1)
+    """Chance that a training user's table row is left out, so that the profile alone carries the user."""
+
+    adapter: Literal["lora", "none"] = "lora"
+    """`lora` trains a small adapter in the backbone and merges it at the end, `none` trains every weight. User table,
+    projection and head are trained in both cases."""
+    lora: Lora = Lora()
+    """The adapter's shape."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Type of the backbone's weights; the optimiser works on float32 masters, the rest of the model is float32."""
+    margin: float = Field(default=0.0, ge=0)
+    """Nats that a pair's score difference must exceed for each 1.0 of difference in the task metric."""
+    centring: float = Field(default=0.01, ge=0)
+    """Weight of the mean square of a pair's score sum, which keeps scores around 0."""
+    max_tokens: int | None = Field(default=None, ge=16)
+    """Longest prompt + completion; None is the model's context. A longer one loses the front of its prompt."""
+
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Time budget of the training steps, as in SFT."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps of linear warm-up."""
+    hold: float = Field(default=0.5, ge=0, le=1)
+    """Share of the run at the full rate; then linear decay to 0."""
+    eval_every_steps: int | None = Field(default=None, ge=1)
+    """Measure the held-out loss every so many steps; at the end it is always measured."""
+    eval_pairs: int = Field(default=512, ge=0)
+    """At most so many held-out pairs for that loss; the evaluation at the end takes all."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None leaves it to torch."""
+    seed: int = 0
+    """Seed of everything random."""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Options of `trl.RewardConfig` as they are named there."""
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "Prmu":
+        _refuse_own_options(self.trainer, self.max_minutes)
+        if "center_rewards_coefficient" in self.trainer:
+            raise ValueError("trainer.center_rewards_coefficient is not set here: `centring`")
+        return self
+
+
+RL_OWN_OPTIONS = {
+    "max_steps": "`steps`",
+    "num_train_epochs": "`steps`",
+    "reward_weights": "`rewards`",
+    "shuffle_dataset": "the order follows `seed`",
+    "log_completions": "all completions are written to the folder completions/",
+    "remove_unused_columns": "rows hold what the rewards need",
+}
+"""Further options that may not stand under `[trainer]` in RL."""
+
+
+class Rl(Config):
+    """One stage of reinforcement learning on the examples of a data set."""
+
+    dataset: Path
+    """Data set folder."""
+    output: Path
+    """Run folder; refused when it holds another run."""
+    model: str
+    """What to start from: the `model/` folder of an SFT run or of the stage before (adapter or whole), or a Hub id."""
+    revision: str | None = None
+    """Commit of the model on the Hub; None takes the newest."""
+    stage: Literal["guided", "exploratory"] = "guided"
+    """`guided`: answer, tags and PRMU by their weights. `exploratory`: the answer alone behind the format gate,
+    whatever `rewards.tags` and `rewards.personal` say."""
+    split: Split = "train"
+    """Split to learn on."""
+    eval_split: Split = "validation"
+    """Split of the in-loop evaluation."""
+    tasks: tuple[str, ...] | None = None
+    """Learn on these tasks only; None takes all."""
+    tagset: Path | None = None
+    """Tag-set file; None is the shipped one."""
+    retriever: str = "bm25"
+    """Which retriever chooses the items of a prompt; `full` shows all."""
+    k: int = Field(default=4, ge=0)
+    """Items per prompt."""
+    prompt: PromptOptions = PromptOptions()
+    """How prompts are built; as in the corpus of SFT and in the evaluation to come."""
+
+    rewards: RewardWeights = RewardWeights()
+    """Weights of the reward's components."""
+    prmu: Path | None = None
+    """Folder of the PRMU; needed where `rewards.personal` counts."""
+    ignore_gate: bool = False
+    """Start although the PRMU did not pass its gate (swapped users, length-only and prompt-only baselines)."""
+    overlong_tokens: int = Field(default=0, ge=0)
+    """Width of the soft zone before the longest completion in which a penalty grows from 0 to `overlong_weight`."""
+    overlong_weight: float = Field(default=0.5, ge=0)
+    """Penalty of a completion that reaches the longest length; 0 tokens of zone switch it off."""
+    redraws: int = Field(default=2, ge=0)
+    """Dynamic sampling: so many times groups whose rewards are all equal are drawn again with other prompts."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    adapter: Literal["lora", "none"] = "lora"
+    """`lora` trains the adapter the model has, or a new one; `none` trains every weight, an adapter being merged."""
+    lora: Lora = Lora()
+    """The shape of a new adapter."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type of the weights. The optimiser works on float32 masters in both cases."""
+    prompt_gradient: bool = True
+    """False: the prompt is read without gradient. An approximation that saves the backward pass through it."""
+    eval_every_steps: int | None = Field(default=None, ge=1)
+    """Answer the held-out examples every so many steps, at the start and at the end; None: at start and end only."""
+    eval_examples: int = Field(default=64, ge=1)
+    """Held-out examples."""
+    hacking_stop: bool = True
+    """Stop when tags or PRMU rise while the held-out answers fall beyond their interval."""
+    max_minutes: float | None = Field(default=None, gt=0)
+    """Time budget of the training steps, as in SFT."""
+    warmup_steps: int = Field(default=2, ge=0)
+    """Steps of linear warm-up."""
+    hold: float = Field(default=1.0, ge=0, le=1)
+    """Share of the run at the full rate; then linear decay to 0."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; None leaves it to torch."""
+    merge: bool = False
+    """Save the merged weights in `model/` instead of the adapter."""
+    seed: int = 0
+    """Seed of everything random."""
+    trainer: dict[str, Any] = Field(default_factory=dict)
+    """Options of `trl.GRPOConfig` as they are named there."""
+
+    @property
+    def weights(self) -> RewardWeights:
+        """The weights that count in this stage."""
+        if self.stage == "guided":
+            return self.rewards
+        return self.rewards.model_copy(update={"tags": 0.0, "personal": 0.0})
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "Rl":
+        for name, instead in RL_OWN_OPTIONS.items():
+            if name in self.trainer:
+                raise ValueError(f"trainer.{name} is not set here: {instead}")
+        _refuse_own_options(self.trainer, self.max_minutes)
+        if self.weights.personal > 0 and self.prmu is None:
+            raise ValueError("rewards.personal > 0 needs `prmu`, the folder of a PRMU; or set rewards.personal = 0")
+        if self.split == self.eval_split:
+            raise ValueError(f"eval_split is {self.eval_split!r}, as split is: what is learned on is not held out")
+        if not any((self.weights.answer, self.weights.tags, self.weights.personal)):
+            raise ValueError("all weights under [rewards] that count in this stage are 0: there is nothing to learn")
+        return self
+
+
+def _refuse_own_options(trainer: dict[str, Any], max_minutes: float | None) -> None:
+    for name, instead in OWN_OPTIONS.items():
+        if name in trainer:
+            raise ValueError(f"trainer.{name} is not set here: {instead}")
+    if max_minutes is not None and "lr_scheduler_type" in trainer:
+        raise ValueError("trainer.lr_scheduler_type does not know of max_minutes; use warmup_steps and hold")

@@ -62,7 +62,9 @@ def check_head(model: "PreTrainedModel") -> None:
     config = model.config.get_text_config()
     for name in _HEAD_ATTRIBUTES:
         if getattr(config, name, None) not in (None, 1, 1.0):
-            raise InputError(f"models with {name} are not supported ({config.model_type}); SFT knows plain heads only")
+            raise InputError(
+                f"models with {name} are not supported ({config.model_type}); only plain heads are known here"
+            )
 
 
 def completion_states(
@@ -104,13 +106,13 @@ def weighted_nll(
 ) -> torch.Tensor:
     """Give Σ weight · −log p(label) as a float32 scalar; hidden (N, D), labels (N,) int64, weights (N,) ≥ 0."""
     head = model.get_output_embeddings()
-    matrix, rows, ids = _head_parts(head)
+    matrix, rows, ids = head_parts(head)
     bias = getattr(head, "bias", None)
     index = torch.tensor(ids, dtype=torch.long, device=hidden.device)
     return _WeightedNll.apply(hidden, matrix, bias, rows, index, labels, weights.float())  # pyright: ignore
 
 
-def _head_parts(head: Any) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
+def head_parts(head: Any) -> tuple[torch.Tensor, torch.Tensor | None, list[int]]:
     """Split a head into its matrix (V, D) and, where peft trains some rows apart, those rows (R, D) and their ids.
     peft itself would copy the whole matrix in every forward and take a gradient of its full size."""
     adapter = getattr(head, "token_adapter", None)

@@ -70,6 +70,7 @@ def trainer_arguments(kind: Any, config: Any, batch_size: int, fixed: dict[str, 
         "disable_tqdm": True,
         **fixed,
     }
+    fixed = {name: value for name, value in fixed.items() if name in known}  # not every trainer knows `max_length`
     try:
         return kind(**(options | config.trainer | fixed))
     except (TypeError, ValueError) as error:
@@ -102,6 +103,14 @@ class Durable(Trainer):
         """Give how many examples and tokens a batch holds."""
         raise NotImplementedError
 
+    def batch(self, inputs: Any) -> dict[str, Any]:
+        """Give the batch whose loss was taken, by name, to be saved when the loss is not finite."""
+        return inputs
+
+    def logged(self, logs: dict[str, Any]) -> dict[str, Any]:
+        """Give the part of what the trainer logs that belongs into a line of metrics.jsonl."""
+        return {name: logs[name] for name in _LOGGED if name in logs}
+
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
         """Train to the end, or until a signal comes; from a checkpoint's step, clock and random state if given."""
         step = 0
@@ -125,7 +134,9 @@ class Durable(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
             path = self.config.output / "bad_batch.json"
-            batch = {name: value.tolist() if torch.is_tensor(value) else value for name, value in inputs.items()}
+            batch = {
+                name: value.tolist() if torch.is_tensor(value) else value for name, value in self.batch(inputs).items()
+            }
             write_text(path, json.dumps({"step": self.state.global_step, "loss": str(loss.item()), **batch}))
             raise CheckFailed(
                 f"the loss is {loss.item()} in step {self.state.global_step + 1}; the batch is in {path}. "
@@ -306,7 +317,7 @@ class _Steps(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
-            line = {name: logs[name] for name in _LOGGED if name in logs}
+            line = self._trainer.logged(logs)
             speed = self._trainer.clock.line(state)
             self._write({"step": state.global_step, "steps": state.max_steps, **line, **speed})
             self._stop_if_asked(control)

@@ -137,6 +137,12 @@ def tag_penalties(
     }
 
 
+def overlong(tokens: int, max_tokens: int, soft_zone: int) -> float:
+    """Give how far a completion has gone into the last `soft_zone` tokens before `max_tokens`, in [0, 1]; 0 without a
+    zone."""
+    return min(1.0, max(0, tokens - (max_tokens - soft_zone)) / soft_zone) if soft_zone else 0.0
+
+
 def standardise(rewards: Sequence[float], group_size: int) -> list[float]:
     """Give each reward minus its group's mean, over the group's standard deviation (population); 0 in a group
     without variance. `rewards` (groups x group_size, flattened). For the log beside raw and weighted values."""

@@ -32,7 +32,7 @@ from tagpr_data.journal import folder_lock
 from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
 from tagpr_train import base_model, dataset, label_loss, loop, runs, tag_tokens
-from tagpr_train.config import Sft
+from tagpr_train.config import Rl, Sft
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def trainer_arguments(config: Sft) -> SFTConfig:
     return loop.trainer_arguments(SFTConfig, config, 6, {"dataset_kwargs": {"skip_prepare_dataset": True}})
 
 
-def load(name: str, config: Sft) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str, config: Sft | Rl) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load model and tokenizer; safetensors only, no remote code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
@@ -96,7 +96,7 @@ def load(name: str, config: Sft) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model, tokenizer
 
 
-def with_adapter(model: PreTrainedModel, config: Sft, row_ids: list[int]) -> Any:
+def with_adapter(model: PreTrainedModel, config: Sft | Rl, row_ids: list[int]) -> Any:
     """Wrap the model in a LoRA adapter that also trains the rows of the added tokens; as it is without one."""
     if config.adapter == "none":
         return model
@@ -122,8 +122,21 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge:
     tokenizer. For an adapter the base model must first be widened to `len(tokenizer)` where that is larger."""
     if merge and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    _save_weights(model, folder)
+    write_weights(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def load_adapter(model: Any, folder: Path) -> bool:
+    """Take over the adapter that `write_weights` wrote, in its own type (transformers' way would make it float32);
+    False where the folder holds whole weights."""
+    adapter = folder / "adapter_model.safetensors"
+    if not adapter.is_file():
+        return False
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(adapter))
+    return True
 
 
 class SftTrainer(Durable, SFTTrainer):
@@ -194,7 +207,7 @@ class SftTrainer(Durable, SFTTrainer):
 
     def save_weights(self, folder: Path) -> None:
         """Write the adapter, or the weights where there is none."""
-        _save_weights(self.network, folder)
+        write_weights(self.network, folder)
 
     def count(self, inputs: Any) -> tuple[int, int]:
         """Give how many examples and tokens a batch holds."""
@@ -208,14 +221,8 @@ class SftTrainer(Durable, SFTTrainer):
         return self.accelerator.gather(weight).sum() if self.args.world_size > 1 else weight  # pyright: ignore
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        adapter = Path(resume_from_checkpoint) / "adapter_model.safetensors"
-        if not adapter.is_file():
+        if not load_adapter(self.network, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        set_peft_model_state_dict(self.network, load_file(adapter))  # transformers' way would make it float32
 
 
 def _examples(
@@ -257,7 +264,8 @@ def _check_not_empty(train_set: dataset.Encoded, config: Sft) -> None:
         raise InputError(f"{config.corpus} holds no trace to train on (tasks: {config.tasks or 'all'}){why}")
 
 
-def _save_weights(model: Any, folder: Path) -> None:
+def write_weights(model: Any, folder: Path) -> None:
+    """Write the adapter, or the weights where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         model.save_pretrained(folder, save_embedding_layers=False)  # the trained rows are in the adapter already
