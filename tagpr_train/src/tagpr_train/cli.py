@@ -80,6 +80,82 @@ def sft(
     )
 
 
+@app.command()
+def prmu(
+    config: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+) -> None:
+    """Train a reward model that knows the user, and evaluate it.
+
+    Example: tagpr-train prmu tagpr_train/configs/personas-prmu-cpu.toml --set seed=1
+    """
+    from tagpr_data.config import load
+    from tagpr_train.config import Prmu
+
+    settings = load(Prmu, config, overrides or [])
+    _be_quiet()
+    from tagpr_train.prmu_fit import train
+
+    with _progress(settings.max_minutes) as report:
+        manifest = train(settings, resume=resume, report=report)
+    if manifest.status == "running":
+        typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
+        raise typer.Exit(143)
+    typer.echo(f"{settings.output / 'prmu'}: {manifest.results['steps']} steps, {manifest.results['seconds']:.0f} s")
+    typer.echo((settings.output / "prmu_eval.md").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command("prmu-eval")
+def prmu_eval_command(
+    model: Annotated[str, typer.Option("--prmu", help="PRMU: a folder or a Hub id.")],
+    pairs: Annotated[Path, typer.Option(help="Folder of pairs; `seen` and `unseen` are scored.")],
+    output: Annotated[Path, typer.Option(help="Folder for prmu_eval.json, .md and .svg.")],
+) -> None:
+    """Evaluate a PRMU on held-out pairs; exit code 1 when it does not pass the gate for RL.
+
+    Example: tagpr-train prmu-eval --prmu runs/personas/prmu/prmu --pairs runs/personas/pairs --output out
+    """
+    from tagpr_data.errors import CheckFailed
+    from tagpr_data.pairs import PairFolder
+
+    folder = PairFolder(pairs)
+    _be_quiet()
+    from tagpr_train import prmu_eval
+    from tagpr_train.prmu import PRMU
+
+    evaluation = prmu_eval.evaluate(PRMU.from_pretrained(model), folder)
+    prmu_eval.write(output, evaluation)
+    typer.echo((output / "prmu_eval.md").read_text(encoding="utf-8"), nl=False)
+    verdict = prmu_eval.gate(evaluation)
+    if not verdict.passed:
+        missed = "; ".join(reason for reason in verdict.reasons if reason.startswith("NOT MET"))
+        raise CheckFailed(f"the PRMU does not pass the gate for RL: {missed}")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Option("--prmu", help="PRMU: a folder or a Hub id.")],
+    input: Annotated[Path, typer.Option(help="JSON lines: prompt, completion, user and/or items.")],
+    output: Annotated[Path, typer.Option(help="JSON lines to write: each line with score and standardised.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions scored together.")] = 32,
+) -> None:
+    """Score completions for users with a PRMU.
+
+    Example: tagpr-train score --prmu runs/personas/prmu/prmu --input completions.jsonl --output scores.jsonl
+    """
+    from tagpr_train.score import read_requests, score_file
+
+    requests = read_requests(input)
+    _be_quiet()
+    from tagpr_train.prmu import PRMU
+
+    count = score_file(PRMU.from_pretrained(model), requests, output, batch_size)
+    typer.echo(f"{output}: {count} completions")
+
+
 @contextmanager
 def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], None], None, None]:
     """Show loss, speed, memory and time left: a bar on a terminal, else a line every few seconds."""
@@ -108,8 +184,9 @@ def describe(line: dict[str, Any]) -> str:
     """Give a line of metrics.jsonl for people."""
     if "loss" not in line:
         return f"step {line['step']}: validation loss {line['validation_loss']:.3f}"
+    accuracy = f"accuracy {line['accuracy']:.2f}, " if "accuracy" in line else ""
     return (
-        f"step {line['step']}: loss {line['loss']:.3f}, {line['tokens_per_second']:.0f} tokens/s, "
+        f"step {line['step']}: loss {line['loss']:.3f}, {accuracy}{line['tokens_per_second']:.0f} tokens/s, "
         f"{line['memory_gib']:.1f} GiB, {line['seconds_left']:.0f} s left"
     )
 

@@ -16,7 +16,7 @@ F profile features, U users.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -123,7 +123,7 @@ class PRMU(PreTrainedModel):
         cls,
         backbone: str | Path | PreTrainedModel,
         tokenizer: "PreTrainedTokenizerBase",
-        profiles: dict[str, Sequence[ProfileItem]],
+        profiles: Mapping[str, Sequence[ProfileItem]],
         *,
         encoder: str = "hashed",
         **settings: Any,
@@ -146,9 +146,14 @@ class PRMU(PreTrainedModel):
         for user, row in model.users.items():
             cast(Tensor, model.profiles)[row] = torch.from_numpy(model.encoder(profiles[user]))
         if len(profiles) > 1:
-            model.profile_mean, scale = cast(Tensor, model.profiles).mean(0), cast(Tensor, model.profiles).std(0)
-            model.profile_scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+            model.standardise_profiles(cast(Tensor, model.profiles))
         return model
+
+    def standardise_profiles(self, profiles: Tensor) -> None:
+        """Take mean and deviation of these profile embeddings (N, F), N at least 2, as those of all people."""
+        scale = profiles.std(0)
+        cast(Tensor, self.profile_mean).copy_(profiles.mean(0))
+        cast(Tensor, self.profile_scale).copy_(torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -210,8 +215,8 @@ class PRMU(PreTrainedModel):
 
     def known_users(self, user_index: Tensor, profiles: Tensor | None = None) -> Tensor:
         """Give the vectors of table users: row + projected profile, the stored one unless `profiles` (B, F) are given.
-        (B,) → (B, D). In training a row is left out with chance `user_dropout`."""
-        rows = self.user_table(user_index)
+        (B,) → (B, D). In training a row is left out with chance `user_dropout`. An index of -1 is nobody's row."""
+        rows = self.user_table(user_index.clamp(min=0)) * (user_index >= 0).unsqueeze(1)
         if self.training and self.config.user_dropout:
             keep = torch.rand(len(rows), 1, device=rows.device) >= self.config.user_dropout
             rows = rows * keep

@@ -68,6 +68,12 @@ def transformer_profile(model_folder: str, batch_size: int = 32, device: str = "
     return encode
 
 
+def prefix_profiles(encode: Encoder, items: Sequence[ProfileItem]) -> Floats:
+    """Give the vectors of a growing profile: row n is `encode(items[:n])`, each item encoded once. → (len + 1, F)."""
+    rows = np.stack([encode(()), *(encode((item,)) for item in items)]).astype(np.float64)
+    return (rows.cumsum(0) / np.maximum(1, np.arange(len(rows)))[:, None]).astype(np.float32)
+
+
 def profile_encoder(name: str) -> Encoder:
     """Give the encoder of that name: `hashed`, or a folder or Hub id of a transformers encoder."""
     return hashed_profile if name == "hashed" else transformer_profile(name)
