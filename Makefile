@@ -42,8 +42,8 @@ demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, e
 	@$(BIN)/tagpr-data construct xorg --output $(DEMO)/dataset
 	@echo "[2/7] corpus: the scripted teacher writes, selection keeps, validation checks"
 	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(DEMO)/dataset --set output=$(DEMO)/corpus
-	@$(BIN)/tagpr-data validate $(DEMO)/corpus
-	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, four minutes"
+	@$(BIN)/tagpr-data validate $(DEMO)/corpus --dataset $(DEMO)/dataset
+	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, about four minutes"
 	@$(BIN)/tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml \
 		--set corpus=$(DEMO)/corpus --set output=$(DEMO)/sft --set model=$(MODEL)
 	@echo "[4/7] evaluation: baselines without a model"
@@ -58,7 +58,7 @@ demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, e
 		--model sft=hf:$(DEMO)/sft/model --style trace --max-new-tokens 160 \
 		--retriever bm25 --retriever random --retriever wrong-user --k 0 --k 4
 	@echo "[7/7] report"
-	@$(BIN)/tagpr-eval report $(DEMO)/eval-sft $(DEMO)/eval-base $(DEMO)/eval-baselines --output $(DEMO)/report.html
+	@$(BIN)/tagpr-eval report $(DEMO)/eval-base $(DEMO)/eval-sft $(DEMO)/eval-baselines --output $(DEMO)/report.html
 
 test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
 	$(BIN)/ruff format --check .

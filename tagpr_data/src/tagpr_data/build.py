@@ -139,6 +139,7 @@ def build(
         rows = _prompts_stage(config, dataset, tagset, stages, progress)
         candidates = _generate_stage(config, dataset, rows, teacher, stages, progress)
         manifest = _select_stage(config, dataset, tagset, rows, candidates, stages, progress)
+        _documents_stage(config, stages)
         _validate_stage(config, manifest, stages)
     return manifest
 
@@ -382,6 +383,25 @@ def _select_stage(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
     stages.finish("select", inputs, f"{manifest.kept:,} traces, {grounded}; rejected: {reasons} → {config.output}")
     return manifest
+
+
+def _documents_stage(config: CorpusConfig, stages: _Stages) -> None:
+    from tagpr_data import card, corpus, croissant, stats
+
+    facts = config.output / card.FACTS
+    paths = [config.output / name for name in (card.README, card.CROISSANT)]
+
+    def inputs() -> str:
+        """What the documents are made of, and the documents: an edited one is written anew."""
+        present = [path for path in (config.output / MANIFEST, facts, *paths) if path.is_file()]
+        queries = sorted(stats.QUERIES.glob("*.sql"))
+        return _hash([sha256_file(path) for path in (*present, *queries)], _code(card, corpus, croissant, stats))
+
+    if stages.is_done("documents", inputs()):
+        stages.skip("documents", f"{card.README}, {card.CROISSANT}")
+        return
+    card.write_documents(corpus.open_corpus(config.output, verify=False))
+    stages.finish("documents", inputs(), f"{card.README}, {card.CROISSANT} → {config.output}")
 
 
 def _validate_stage(config: CorpusConfig, manifest: CorpusManifest, stages: _Stages) -> None:
