@@ -146,3 +146,12 @@ def test_a_part_of_a_run_is_not_exported(toy_data, server, tmp_path):
     run(config(toy_data, server), tmp_path / "run", limits=Limits(max_samples=1))
     with pytest.raises(CheckFailed, match="is partial"):
         export_lamp(tmp_path / "run", tmp_path / "out", "parsed")
+
+
+def test_shipped_grids_are_valid(root):
+    from tagpr_data.config import load
+
+    paths = sorted((root / "tagpr_eval" / "configs").glob("*.toml"))
+    assert paths
+    for path in paths:
+        assert load(EvaluationConfig, path).models
