@@ -34,14 +34,16 @@ install-dev: .venv/.installed-dev  ## The same with the developers' tools.
 	@$(PIP_INSTALL) --group dev
 	@touch $@
 
-# The whole loop on real text. Each line is a command of the README; DEMO=folder and MODEL=name choose others.
+# The whole loop on real text. SOURCE=personas takes synthetic users, where there is no apt; DEMO=folder and
+# MODEL=name choose others. Interrupted, the same command goes on.
+SOURCE ?= xorg
 MODEL ?= smollm2-135m-instruct
 SHORT := --item-words 22 --input-words 50 --max-samples 64
 demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, evaluation, report (under 20 minutes).
-	@echo "[1/7] data set: the X server's commit log"
-	@$(BIN)/tagpr-data construct xorg --output $(DEMO)/dataset
+	@echo "[1/7] data set: $(SOURCE)"
+	@$(BIN)/tagpr-data construct $(SOURCE) --output $(DEMO)/dataset
 	@echo "[2/7] corpus: the scripted teacher writes, selection keeps, validation checks"
-	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(DEMO)/dataset --set output=$(DEMO)/corpus
+	@$(BIN)/tagpr-data build tagpr_data/configs/$(SOURCE).toml --set dataset=$(DEMO)/dataset --set output=$(DEMO)/corpus
 	@$(BIN)/tagpr-data validate $(DEMO)/corpus --dataset $(DEMO)/dataset
 	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, about four minutes"
 	@$(BIN)/tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml \
@@ -71,6 +73,9 @@ check: .venv/.installed-dev  ## The quick loop: the same without the slow tests 
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/pytest -m 'not slow'
+
+bench: .venv/.installed-dev  ## The speed claims of the README, each side by side in one run (a quiet machine, please).
+	@for script in tests/bench/bench_*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 schemas: .venv/.installed  ## Write schemas/ anew after a record changed.
 	$(BIN)/tagpr-data schemas schemas
