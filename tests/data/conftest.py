@@ -120,3 +120,28 @@ def _make_corpus(
             parameters={"best_of": 1, "min_score": {"classification": 1.0, "generation": 0.3}, **parameters},
         ),
     )
+
+
+@pytest.fixture(scope="session")
+def corpus_with_pairs(song_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A valid, documented corpus with kept and rejected rows, preference pairs and its validation report."""
+    from tagpr_data import card
+    from tagpr_data.build import build
+    from tagpr_data.corpus import open_corpus
+    from tagpr_data.pairs import PairOptions, write_pairs
+
+    folder = tmp_path_factory.mktemp("with-pairs") / "corpus"
+    config = CorpusConfig(
+        name="songs",
+        dataset=song_folder,
+        output=folder,
+        k=3,
+        attempts=2,
+        teacher={"type": "scripted", "hindsight": False},
+        selection={"min_score": {"classification": 1.0, "generation": 0.1}},
+        html_report=False,
+    )
+    build(config)
+    write_pairs(folder / "pairs", Dataset.load(song_folder), PairOptions(unseen_users=0.4), folder)
+    card.write_documents(open_corpus(folder))
+    return folder

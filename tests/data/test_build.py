@@ -38,7 +38,7 @@ def test_the_same_input_gives_the_same_bytes_in_two_folders(song_config, tmp_pat
     build(changed(song_config, output=tmp_path / "other"))
     first = files_of(song_config.output)
     assert set(first) == {
-        "manifest.json",
+        "manifest.json", "README.md", "croissant.json",
         "traces/train.parquet", "traces/validation.parquet",
         "rejected/train.parquet", "rejected/validation.parquet",
     }  # fmt: skip
@@ -66,12 +66,12 @@ def test_a_corpus_holds_every_candidate_and_says_so(song_config):
 
 
 def test_unchanged_stages_are_skipped_and_a_changed_one_runs_with_all_after_it(song_config):
-    everything = {"prompts": True, "generate": True, "select": True, "validate": True}
+    everything = {"prompts": True, "generate": True, "select": True, "documents": True, "validate": True}
     assert stages(song_config) == everything
     # the journal decides per row, so generate always looks
-    assert stages(song_config) == {"prompts": False, "generate": True, "select": False, "validate": False}
+    assert stages(song_config) == dict.fromkeys(everything, False) | {"generate": True}
     stricter = changed(song_config, selection={"max_characters": 3000})
-    assert stages(stricter) == {"prompts": False, "generate": True, "select": True, "validate": True}
+    assert stages(stricter) == everything | {"prompts": False}
     assert stages(changed(stricter, k=2)) == everything
 
 

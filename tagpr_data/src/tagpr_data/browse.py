@@ -14,6 +14,7 @@ from typing import Any
 from tagpr_data.corpus import Corpus
 from tagpr_data.stats import Statistics, statistics
 from tagpr_data.tables import write_text
+from tagpr_data.tags import load_tagset
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -63,10 +64,11 @@ def browser_data(corpus: Corpus, max_rows: int) -> dict[str, Any]:
         if row["prompt_hash"] not in prompts:
             prompts[row["prompt_hash"]] = len(texts)
             texts.append(_parts(row["messages"]))
-    tags = {tag["tag"]: None for tag in statistics(corpus).tags}
+    shipped, found_tags = load_tagset(), [tag["tag"] for tag in statistics(corpus).tags]
+    in_order = list(shipped.names) if shipped.hash == corpus.manifest.tagset_hash else []
     return {
         "total": total,
-        "tags": sorted(tags),
+        "tags": [*in_order, *sorted(set(found_tags) - set(in_order))],
         "prompts": texts,
         "rows": [_row(row, prompts[row["prompt_hash"]]) for row in rows],
     }

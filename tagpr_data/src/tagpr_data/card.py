@@ -126,7 +126,7 @@ def recipe(manifest: CorpusManifest) -> str | None:
     settings = {key: value for key, value in manifest.parameters.items() if key not in _DERIVED}
     if not settings or set(settings) - set(CorpusConfig.model_fields):
         return None
-    head = {"name": manifest.name, "dataset": "DATASET-FOLDER", "out": "CORPUS-FOLDER"}
+    head = {"name": manifest.name, "dataset": "DATASET-FOLDER", "output": "CORPUS-FOLDER"}
     return toml(head | settings)
 
 

@@ -252,7 +252,7 @@ def _check_validated(corpus: Corpus) -> None:
         raise CheckFailed(f"{corpus.folder} was never validated (no {REPORT}); {again}") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckFailed(f"{corpus.folder / REPORT} is not a validation report ({error!r}); {again}") from None
-    bad = sorted(name for name, status in checks.items() if status != "passed")
+    bad = sorted(name for name, status in checks.items() if status in ("failed", "crashed"))
     bad += sorted(
         f"{result.name} (now)" for result in check_tables(corpus.folder, corpus.manifest) if result.status != "passed"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagpr_data.dataset import Dataset
-from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.errors import CheckFailed, InputError, TagprError
 from tagpr_data.generate import Profiles
 from tagpr_data.prompts import prompt_hash
 from tagpr_data.records import CorpusManifest, Message, ProfileItem, Rejected, Step, Trace
@@ -125,6 +125,7 @@ def validate(
     results = check_tables(folder, manifest)
     readable = results[0].status == "passed"
     results += check_rows(folder, tagset, dataset) if readable else _not_run(ROW_CHECKS, "columns failed")
+    results.append(check_documents(folder) if readable else CheckResult(*_DOCUMENTS, "not-run", error="columns failed"))
     outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
     if report is not None:
         write_text(report / "report.json", outcome.as_json())
@@ -212,6 +213,23 @@ def _item_lookup(dataset: Dataset) -> LookUp:
         return profiles.chosen(example, item_ids), example.date
 
     return look_up
+
+
+_DOCUMENTS = ("documents", "Do the card and croissant.json, where they are, fit the data?")
+
+
+def check_documents(folder: Path) -> CheckResult:
+    """Compare README.md and croissant.json with what the data gives; a document that is not there is no fault."""
+    from tagpr_data import card
+    from tagpr_data.corpus import open_corpus
+
+    if not any((folder / name).is_file() for name in (card.README, card.CROISSANT)):
+        return CheckResult(*_DOCUMENTS, "passed")
+    try:
+        problems = card.stale(open_corpus(folder, verify=False))
+    except TagprError as error:
+        problems = [str(error)]
+    return CheckResult(*_DOCUMENTS, "failed" if problems else "passed", len(problems), tuple(problems))
 
 
 def _check_columns(folder: Path) -> CheckResult:

@@ -97,7 +97,7 @@
       const [before, items, question] = data.prompts[row.prompt];
       const list = make("ol", "items", ...items.split("\n").filter(Boolean).map((line) => itemRow(line, row)));
       const fate = row.reason === null ? `score ${row.score.toFixed(3)} · ${row.grounded} of ${row.claims} claims hold` : `rejected: ${row.reason}`;
-      place.replaceChildren(
+      place.replaceChildren(...[
         make("p", "facts", make("b", "", row.example), make("br"), [row.task, row.user, row.split, row.teacher, fate].join(" · ")),
         row.detail ? make("p", "problems", row.detail) : null,
         make("h4", "", "Question"),
@@ -112,7 +112,7 @@
         make("p", "pre facts", before || "(none)"),
         make("h4", "", "Lineage"),
         make("p", "pre facts", row.lineage),
-      );
+      ].filter((part) => part !== null));
     }
     function itemRow(line, row) {
       const match = /^\[P(\d{1,6})\] /.exec(line);
