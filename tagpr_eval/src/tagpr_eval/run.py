@@ -145,7 +145,9 @@ def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harn
     identities: dict[str, str] = manifests[0].results["models"]
     output.mkdir(parents=True, exist_ok=True)
     with folder_lock(output):
-        _open(output, config, Dataset.load(Path(config.dataset)), identities)
+        opened = _open(output, config, Dataset.load(Path(config.dataset)), identities)
+        if opened.status != "complete":  # versions and revision are those that generated
+            write_json(output / "run.json", manifests[0].model_copy(update={"status": "running", "results": {}}))
         store = SampleStore(output)
         for folder in shards:
             other = SampleStore(folder)
