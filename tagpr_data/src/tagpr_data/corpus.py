@@ -38,7 +38,7 @@ class Table:
     kind: Kind
     """Which table it is a part of."""
     split: str
-    """Its split; `all` for profiles."""
+    """Its split; `items` for profiles."""
     path: str
     """Where it lies, from the corpus folder."""
     entry: FileEntry
@@ -85,7 +85,7 @@ class Corpus:
         connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL BY NAME ".join(parts)}')
 
 
-SPLIT_ORDER = ("train", "validation", "test", "seen", "unseen", "all")
+SPLIT_ORDER = ("train", "validation", "test", "seen", "unseen", "items")
 
 
 def open_corpus(folder: Path, verify: bool = True) -> Corpus:
@@ -122,9 +122,9 @@ def _table(folder: Path, path: str, entry: FileEntry) -> Table:
         ("pairs", "pairs"): "pairs",
         ("pairs",): "profiles",
     }
-    split = "all" if name == "profiles.parquet" else name.removesuffix(".parquet")
+    split = "items" if name == "profiles.parquet" else name.removesuffix(".parquet")
     found = kinds.get(tuple(above))
-    if found is None or split not in SPLIT_ORDER or (found == "profiles") != (split == "all"):
+    if found is None or split not in SPLIT_ORDER or (found == "profiles") != (split == "items"):
         raise InputError(
             f"{folder / MANIFEST} names the file {path!r}; a corpus has traces/, rejected/ and a pairs folder, "
             f"split into train, validation and test"
