@@ -38,7 +38,7 @@ install-dev: .venv/.installed-dev  ## The same with the developers' tools.
 # MODEL=name choose others. Interrupted, the same command goes on.
 SOURCE ?= xorg
 MODEL ?= smollm2-135m-instruct
-SHORT := --item-words 22 --input-words 50 --max-samples 64
+SHORT := --item-words 22 --input-words 50 --max-samples 48
 demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, evaluation, report (under 20 minutes).
 	@echo "[1/7] data set: $(SOURCE)"
 	@$(BIN)/tagpr-data construct $(SOURCE) --output $(DEMO)/dataset

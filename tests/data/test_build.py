@@ -171,3 +171,11 @@ def test_every_claim_of_a_corpus_from_real_text_holds(tmp_path):
     manifest = build(config)
     assert manifest.rejected.keys() <= {"duplicate"}
     assert manifest.grounded_claims == manifest.claims > 5000
+
+
+def test_a_task_can_be_limited_by_name(song_config, songs):
+    every = choose_examples(song_config, songs)["train"]
+    chosen = choose_examples(changed(song_config, task_limits={"genre": 3}), songs)["train"]
+    assert sum(example.task == "genre" for example in chosen) == 3
+    assert [e for e in chosen if e.task != "genre"] == [e for e in every if e.task != "genre"]
+    assert {example.id for example in chosen} < {example.id for example in every}

@@ -141,3 +141,13 @@ def test_acceptance_is_the_share_kept_by_task():
     kept: list[Trace] = run(candidate(prompt="q1"))[0]
     rejected = run(candidate(prompt="q2", text=""), candidate(prompt="q3", text="", task="title"))[1]
     assert acceptance(kept, rejected) == {"genre": 0.5, "title": 0.0}
+
+
+def test_an_answer_no_item_carries_is_guesswork_when_support_is_required():
+    text = GOOD.replace("likes rock", "likes folk").replace("</think>\nrock", "</think>\nfolk")
+    rules = Selection(require_support=True)
+    assert reason_of(candidate(text, gold="folk")) is None
+    assert reason_of(candidate(text, gold="folk"), rules=rules) == "unsupported"
+    assert reason_of(candidate(), rules=rules) is None
+    title = candidate(GOOD.replace("</think>\nrock", "</think>\nOpen sky"), task="title", gold="Open sky")
+    assert reason_of(title, rules=rules) is None  # a title need not be one of the labels

@@ -86,6 +86,8 @@ class CorpusConfig(Config):
     """Splits to answer; those that the data set lacks are left out. Test stays for evaluation."""
     limits: dict[Split, int] = Field(default={})
     """Most examples per split and task, drawn by seed."""
+    task_limits: dict[str, int] = Field(default={})
+    """Most examples per split of a task, by its name, drawn by seed; on top of `limits`."""
     per_user: int | None = None
     """Most examples per user, split and task, drawn by seed; None takes all."""
     retriever: str = "bm25"
@@ -153,7 +155,7 @@ def make_teacher(config: CorpusConfig, tagset: TagSet) -> Teacher:
 
 
 def choose_examples(config: CorpusConfig, dataset: Dataset) -> dict[Split, list[Example]]:
-    """Give the examples to answer by split, ordered by id: those of the tasks, within `per_user` and `limits`.
+    """Give the examples to answer by split, ordered by id: those of the tasks, within `per_user` and the limits.
 
     Which ones stay is drawn by `seed` and example id, so that a larger limit keeps those of a smaller one.
     """
@@ -170,7 +172,8 @@ def choose_examples(config: CorpusConfig, dataset: Dataset) -> dict[Split, list[
         for example in rows:
             user = (example.task, example.user_id)
             is_over = config.per_user is not None and by_user[user] >= config.per_user
-            if is_over or by_task[example.task] >= config.limits.get(split, len(rows)):
+            most = min(config.limits.get(split, len(rows)), config.task_limits.get(example.task, len(rows)))
+            if is_over or by_task[example.task] >= most:
                 continue
             by_user[user] += 1
             by_task[example.task] += 1

@@ -24,6 +24,7 @@ REASONS: dict[str, str] = {
     "too-long": "the trace has more characters than allowed",
     "low-score": "the answer scores below the task's threshold",
     "ungrounded": "a claim about a cited item does not hold",
+    "unsupported": "no item of the prompt carries the answer as its label, so the profile cannot speak for it",
     "duplicate": "another candidate of this user and task has the same text",
     "not-best": "another attempt on the same prompt was better",
 }
@@ -44,6 +45,10 @@ class Selection(Config):
     """Traces kept per prompt."""
     require_grounded: bool = True
     """Whether one claim that does not hold is enough to reject."""
+    require_support: bool = False
+    """Whether a label must be carried by an item of the prompt, where items are labelled: what a teacher with
+    hindsight argues without any is guesswork, and a small model learns to guess from it. Prompts without items are
+    exempt."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ def judge(
     if candidate.gold is not None and parsed.is_valid:
         score = reward(task, parsed.answer, candidate.gold)
     reason, detail = _fault(candidate, task, parsed, false, score, rules)
+    labels = {item.label for item in items if item.label is not None} if task.labels else set[str]()
+    if reason is None and rules.require_support and labels and parsed.answer not in labels:
+        reason, detail = "unsupported", f"the answer {parsed.answer!r} is not among {sorted(labels)}"
     return Judged(
         candidate=candidate,
         steps=parsed.steps,
