@@ -70,7 +70,7 @@ def settings(pairs: Path, backbone: Path, tmp_path: Path) -> Callable[..., Prmu]
 
     def make(output: str = "run", trainer: dict[str, Any] | None = None, **changes: Any) -> Prmu:
         options = {"per_device_train_batch_size": 48, "num_train_epochs": 2, "learning_rate": 5e-3} | (trainer or {})
-        values = {"model": str(backbone), "pairs": pairs, "warmup_steps": 1, "profile_width": 16} | changes
+        values = {"model": str(backbone), "pairs": pairs, "warmup_steps": 1} | changes
         return Prmu(output=tmp_path / output, trainer=options, **values)
 
     return make
@@ -217,3 +217,32 @@ def test_shipped_configs_are_valid_and_open_with_what_they_are(root: Path) -> No
             and "# Hardware:" in text
             and f"tagpr-train prmu tagpr_train/configs/{path.name}" in text
         )
+
+
+@pytest.fixture(scope="module")
+def known_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of right and wrong answers of 1,500 synthetic people, 150 of them in no training pair."""
+    folder = tmp_path_factory.mktemp("known")
+    personas.construct(folder / "dataset", users=1500, events=12)
+    write_pairs(folder / "pairs", Dataset.load(folder / "dataset"), PairOptions(kinds=("user",), per_kind=2))
+    return folder / "pairs"
+
+
+@pytest.mark.slow
+def test_prmu_tells_right_user_from_wrong_user_and_not_without_the_user(known_people: Path, tmp_path: Path) -> None:
+    """Random backbone below 2 M weights, one core; the users that are judged were never trained on."""
+    backbone = write_word_model(tmp_path / "backbone", texts_of(known_people), width=64)
+    options = {"per_device_train_batch_size": 64, "num_train_epochs": 3, "learning_rate": 3e-3}
+    config = Prmu(
+        pairs=known_people, output=tmp_path / "run", model=str(backbone), adapter="none", threads=1, warmup_steps=30,
+        trainer=options,
+    )  # fmt: skip
+    prmu_fit.train(config)
+    prmu = PRMU.from_pretrained(config.output / "prmu")
+    assert sum(weight.numel() for weight in prmu.parameters()) < 2_000_000
+    evaluation = json.loads((config.output / "prmu_eval.json").read_text())
+    unseen = evaluation["splits"]["unseen"]["groups"]["kind user"]
+    assert unseen["right"]["low"] >= 0.9, unseen
+    assert abs(unseen["user_off"]["estimate"] - 0.5) < 0.06, unseen
+    assert unseen["swapped"]["high"] < 0.15, unseen  # the other user's answer is the rejected one
+    assert prmu_eval.gate(evaluation).passed

@@ -140,8 +140,6 @@ class Prmu(Config):
     """False leaves the user out: the ablation that PRMU must beat."""
     encoder: str = "hashed"
     """What turns past items into a vector: `hashed` (no weights), or folder or Hub id of a transformers encoder."""
-    profile_width: int = Field(default=256, ge=1)
-    """Hidden width of the projection of the profile embedding."""
     user_dropout: float = Field(default=0.5, ge=0, le=1)
     """Chance that a training user's table row is left out, so that the profile alone carries the user."""
 

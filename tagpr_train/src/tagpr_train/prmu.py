@@ -4,12 +4,14 @@
     prmu.score("u0007", prompt, completion)             # a user of the training table
     prmu.score(items, prompt, completion)               # anyone, from past items, without retraining
 
-Any causal LM or encoder serves as backbone. The user enters as one soft token in front of the sequence, a scalar head
-reads the last token. User vector = learned table row + projection of the frozen profile embedding
-(`user_embedding.py`); an unseen user has only the second term, and user dropout in training (the row is left out at
-random) makes that term carry the user. Profile embeddings are standardised over the training users, and nobody's
-profile (no items) is the average user's. Everything is one folder: config.json, model.safetensors, tokenizer,
-users.json. Scores are in nats of preference (Bradley-Terry): σ(a - b) is the chance that a is preferred to b.
+Any causal LM or encoder serves as backbone. The user enters twice: as one soft token in front of the sequence, and by
+a bilinear match with the last token's state z, score = w·z + (M·user)·z. Without the match a small model only learns
+what a user likes in general: 0.75 against 0.95 pair accuracy on `personas-choice` after as many steps. User vector =
+learned table row + projection of the frozen profile embedding (`user_embedding.py`); an unseen user has only the second
+term, and user dropout in training (the row is left out at random) makes that term carry the user. Profile embeddings
+are standardised over the training users, and nobody's profile (no items) is the average user's. Everything is one
+folder: config.json, model.safetensors, tokenizer, users.json. Scores are in nats of preference (Bradley-Terry):
+σ(a - b) is the chance that a is preferred to b.
 
 The paper gives PRMU its name and purpose; architecture, projection and dropout are ours. B batch, T tokens, D width,
 F profile features, U users.
@@ -41,6 +43,8 @@ Prompt = str | Sequence[Message]
 
 USERS_FILE = "users.json"
 
+_MATCH_GAIN = 4.0  # how fast the match learns against the rest; 1 and 2 were slower in a trial
+
 
 class PRMUConfig(PreTrainedConfig):
     """Architecture and calibration of a PRMU; written to config.json."""
@@ -53,7 +57,6 @@ class PRMUConfig(PreTrainedConfig):
         num_users: int = 0,
         profile_encoder: str = "hashed",
         profile_features: int = 1024,
-        profile_width: int = 256,
         use_user: bool = True,
         user_dropout: float = 0.5,
         max_tokens: int = 1024,
@@ -70,7 +73,6 @@ class PRMUConfig(PreTrainedConfig):
         self.num_users = num_users
         self.profile_encoder = profile_encoder
         self.profile_features = profile_features
-        self.profile_width = profile_width
         self.use_user = use_user
         self.user_dropout = user_dropout
         self.max_tokens = max_tokens
@@ -95,27 +97,26 @@ class PRMU(PreTrainedModel):
         self.backbone = AutoModel.from_config(backbone_config)
         width = int(backbone_config.hidden_size)
         self.user_table = nn.Embedding(max(1, config.num_users), width)
-        self.profile_projection = nn.Sequential(
-            nn.Linear(config.profile_features, config.profile_width),
-            nn.GELU(),
-            nn.Linear(config.profile_width, width),
-        )
+        self.profile_projection = nn.Linear(config.profile_features, width)
+        self.match = nn.Linear(width, width, bias=False)
         self.head = nn.Linear(width, 1, bias=False)
         self.register_buffer("profiles", torch.zeros(max(1, config.num_users), config.profile_features))  # (U, F)
         self.register_buffer("profile_mean", torch.zeros(config.profile_features))
-        self.register_buffer("profile_scale", torch.ones(config.profile_features))
+        self.register_buffer("profile_scale", torch.ones(()))
         self.users: dict[str, int] = {}
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self._encoder: Encoder | None = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Table rows start at zero (an untrained user adds nothing), the projection small, the head small."""
+        """Table rows start at zero (an untrained user adds nothing), the head small; projection and match keep the
+        size of what they get."""
         if module is self.user_table:
             nn.init.zeros_(self.user_table.weight)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.02)
-            if module is not self.head:
+            keeps_size = module is self.profile_projection or module is self.match
+            nn.init.normal_(module.weight, std=module.in_features**-0.5 if keeps_size else 0.02)
+            if module is self.profile_projection:
                 nn.init.zeros_(module.bias)
 
     @classmethod
@@ -150,10 +151,11 @@ class PRMU(PreTrainedModel):
         return model
 
     def standardise_profiles(self, profiles: Tensor) -> None:
-        """Take mean and deviation of these profile embeddings (N, F), N at least 2, as those of all people."""
-        scale = profiles.std(0)
+        """Take mean and spread of these profile embeddings (N, F), N at least 2, as those of all people. One spread
+        for all features: scaling each by its own would make rare words as loud as habits."""
+        centred = profiles - profiles.mean(0)
         cast(Tensor, self.profile_mean).copy_(profiles.mean(0))
-        cast(Tensor, self.profile_scale).copy_(torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
+        cast(Tensor, self.profile_scale).copy_(centred.square().mean().sqrt().clamp(min=1e-6))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -211,7 +213,12 @@ class PRMU(PreTrainedModel):
         hidden = self.backbone(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # (B,)
         final = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
-        return SequenceClassifierOutput(logits=self.head(final.to(self.head.weight.dtype)))
+        final = final.to(self.head.weight.dtype)
+        logits = self.head(final)
+        if user_vector is not None and self.config.use_user:
+            matched = (self.match(user_vector.to(final.dtype)) * final).sum(1, keepdim=True)
+            logits = logits + _MATCH_GAIN * final.shape[1] ** -0.5 * matched
+        return SequenceClassifierOutput(logits=logits)
 
     def known_users(self, user_index: Tensor, profiles: Tensor | None = None) -> Tensor:
         """Give the vectors of table users: row + projected profile, the stored one unless `profiles` (B, F) are given.

@@ -105,7 +105,6 @@ def make_model(name: str, config: Prmu, folder: PairFolder, pairs: Sequence[Pref
         tokenizer,
         _users(folder, pairs),
         encoder=config.encoder,
-        profile_width=config.profile_width,
         use_user=config.use_user,
         user_dropout=config.user_dropout,
         max_tokens=min(config.max_tokens or context, context),
