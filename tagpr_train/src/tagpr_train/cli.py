@@ -156,6 +156,65 @@ def score(
     typer.echo(f"{output}: {count} completions")
 
 
+@app.command()
+def rl(
+    config: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: a.b=value. Repeatable.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+) -> None:
+    """Train by reinforcement learning: one stage, guided or exploratory. Exit code 1 when the hacking stop ended it.
+
+    Example: tagpr-train rl tagpr_train/configs/personas-rl-guided-cpu.toml --set steps=10
+    """
+    from tagpr_data.config import load
+    from tagpr_data.errors import CheckFailed
+    from tagpr_train.config import Rl
+
+    settings = load(Rl, config, overrides or [])
+    _be_quiet()
+    from tagpr_train.rl import train
+
+    with _progress(settings.max_minutes) as report:
+        manifest = train(settings, resume=resume, report=report)
+    if manifest.status == "running":
+        typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
+        raise typer.Exit(143)
+    results = manifest.results
+    change = results["held_out_change"]
+    typer.echo(
+        f"{settings.output / 'model'}: {results['steps']} steps, {results['examples']} completions, held-out answers "
+        f"{results['held_out_answer_first']:.3f} to {results['held_out_answer']:.3f} "
+        f"({change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}], "
+        f"{results['held_out_examples']} examples), "
+        f"{results['seconds']:.0f} s, {results['peak_memory_gib']} GiB"
+    )
+    if results["stopped"]:
+        raise CheckFailed(results["stopped"])
+
+
+@app.command("tiny-model")
+def tiny_model_command(
+    corpus: Annotated[Path, typer.Option(help="Corpus whose words the tokenizer learns.")],
+    output: Annotated[Path, typer.Option(help="Folder to write.")],
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers.")] = 4,
+    width: Annotated[int, typer.Option(min=16, help="Hidden size.")] = 128,
+    heads: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
+) -> None:
+    """Make a small model from scratch, with random weights and a tokenizer trained on a corpus.
+
+    Example: tagpr-train tiny-model --corpus runs/personas/corpus --output runs/personas/tiny
+    """
+    from tagpr_data.tags import load_tagset
+    from tagpr_train.tiny_model import TinyModel, write_model
+
+    _be_quiet()
+    sizes = TinyModel(layers=layers, width=width, heads=heads, seed=seed)
+    typer.echo(f"{output}: {write_model(output, corpus, sizes, load_tagset()):,} weights")
+
+
 @contextmanager
 def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], None], None, None]:
     """Show loss, speed, memory and time left: a bar on a terminal, else a line every few seconds."""
@@ -173,7 +232,7 @@ def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], Non
             if console.is_terminal and "loss" in line:
                 spent = line["seconds"] / (minutes * 60) if minutes else 0.0
                 bar.update(task, description=text, total=1.0, completed=max(spent, line["step"] / line["steps"]))
-            elif "validation_loss" in line or time.monotonic() - last >= _PLAIN_SECONDS:
+            elif "loss" not in line or time.monotonic() - last >= _PLAIN_SECONDS:
                 last = time.monotonic()
                 bar.console.print(text, highlight=False, soft_wrap=True)
 
@@ -182,9 +241,16 @@ def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], Non
 
 def describe(line: dict[str, Any]) -> str:
     """Give a line of metrics.jsonl for people."""
+    if "held_out_answer" in line:
+        rest = ", ".join(
+            f"{name} {line[f'held_out_{name}']:.3f}" for name in ("tags", "personal") if f"held_out_{name}" in line
+        )
+        return f"step {line['step']}: held-out answers {line['held_out_answer']:.3f}, {rest}"
     if "loss" not in line:
         return f"step {line['step']}: validation loss {line['validation_loss']:.3f}"
     accuracy = f"accuracy {line['accuracy']:.2f}, " if "accuracy" in line else ""
+    if "reward" in line:
+        accuracy = f"reward {line['reward']:.3f}, answers {line['answer_raw']:.2f}, tags {line['tags_raw']:.2f}, "
     return (
         f"step {line['step']}: loss {line['loss']:.3f}, {accuracy}{line['tokens_per_second']:.0f} tokens/s, "
         f"{line['memory_gib']:.1f} GiB, {line['seconds_left']:.0f} s left"

@@ -155,7 +155,8 @@ def load(config: Rl) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     base = base_model.resolve(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, config.dtype), use_safetensors=True)
+        dtype = getattr(torch, config.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise InputError(
             f"base model {base} of adapter {folder} cannot be loaded: {str(error).splitlines()[0]}"

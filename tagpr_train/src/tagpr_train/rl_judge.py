@@ -177,14 +177,15 @@ def check_gate(folder: Path) -> None:
     """Refuse a PRMU that does not tell users apart: its evaluation stands in the folder or in that of its run."""
     path = next((place / GATE_FILE for place in (folder, folder.parent) if (place / GATE_FILE).is_file()), None)
     if path is None:
-        raise InputError(f"{folder} has no {GATE_FILE}: the PRMU was not evaluated; set ignore_gate = true to go on")
+        raise InputError(f"{folder} has no {GATE_FILE}: run tagpr-train prmu-eval on it, or set ignore_gate = true")
+    from tagpr_train import prmu_eval
+
     try:
-        gate = json.loads(path.read_text(encoding="utf-8"))["gate"]
-        has_passed, reasons = bool(gate["passed"]), [str(reason) for reason in gate["reasons"]]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f'{path} holds no "gate" with "passed" and "reasons"; evaluate the PRMU again') from None
-    if not has_passed:
+        verdict = prmu_eval.gate(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is not the evaluation of a PRMU; make it again (tagpr-train prmu-eval)") from None
+    if not verdict.passed:
         raise CheckFailed(
             f"the PRMU in {folder} did not pass its gate, so its reward may not be about the user: "
-            f"{'; '.join(reasons)}. Train it longer, or set ignore_gate = true"
+            f"{'; '.join(verdict.reasons)}. Train it longer, or set ignore_gate = true"
         )

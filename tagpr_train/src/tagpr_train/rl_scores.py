@@ -29,9 +29,13 @@ def install(model: PreTrainedModel, temperature: float, *, prompt_gradient: bool
     def forward(self: PreTrainedModel, *args: Any, group_scores: bool = False, **kwargs: Any) -> Any:
         if not group_scores:
             return original(*args, **kwargs)
-        return completion_scores(self, temperature=temperature, prompt_gradient=prompt_gradient, **kwargs)
+        batch = {name: kwargs[name] for name in _BATCH}  # peft adds arguments of its own
+        return completion_scores(self, **batch, temperature=temperature, prompt_gradient=prompt_gradient)
 
     model.forward = types.MethodType(forward, model)  # pyright: ignore[reportAttributeAccessIssue] - on purpose
+
+
+_BATCH = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
 
 
 def completion_scores(
