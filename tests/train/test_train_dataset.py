@@ -89,6 +89,19 @@ def test_order_changes_with_epoch_and_seed_and_wastes_little_padding() -> None:
     assert sum(6 * max(batch) for batch in batches) < 1.05 * sum(lengths)
 
 
+def test_without_grouping_a_batch_mixes_lengths() -> None:
+    """Two kinds of example, told apart by length: grouped batches hold one kind, ungrouped ones mostly both."""
+    lengths = [100] * 300 + [300] * 300
+
+    def mixed(group_batches: int) -> float:
+        order = dataset.batch_order(lengths, 6, 0, 0, group_batches)
+        batches = [{lengths[index] for index in order[start : start + 6]} for start in range(0, 600, 6)]
+        return sum(len(batch) == 2 for batch in batches) / len(batches)
+
+    assert mixed(32) < 0.1
+    assert mixed(1) > 0.9  # 1 - 2 · 0.5⁶ = 0.97 expected
+
+
 def test_corpus_of_another_grammar_version_is_refused(make_corpus: Callable) -> None:
     path = make_corpus() / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"grammar_version": 2}))

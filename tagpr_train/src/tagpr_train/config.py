@@ -106,6 +106,10 @@ class Sft(Config):
     """CPU threads; None leaves it to torch."""
     merge: bool = False
     """Save the merged weights in `model/` instead of the adapter: larger, loadable without peft."""
+    length_group_batches: int = Field(default=32, ge=1)
+    """Batches whose examples are sorted by length together: more, less padding. 1 mixes all lengths, which a short
+    run needs when the length tells the kind of example (another task, no profile): batches of one kind each pull
+    the model to and fro."""
     seed: int = 0
     """Seed of everything random."""
     trainer: dict[str, Any] = Field(default_factory=dict)
@@ -169,6 +173,10 @@ class Prmu(Config):
     """At most so many held-out pairs for that loss; the evaluation at the end takes all."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; None leaves it to torch."""
+    length_group_batches: int = Field(default=32, ge=1)
+    """Batches whose examples are sorted by length together: more, less padding. 1 mixes all lengths, which a short
+    run needs when the length tells the kind of example (another task, no profile): batches of one kind each pull
+    the model to and fro."""
     seed: int = 0
     """Seed of everything random."""
     trainer: dict[str, Any] = Field(default_factory=dict)

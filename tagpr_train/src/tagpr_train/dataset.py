@@ -30,8 +30,6 @@ IGNORED = -100
 MIN_PROMPT_TOKENS = 16
 """A completion that leaves less room than this for its prompt is left out."""
 
-_GROUP_BATCHES = 32  # batches whose examples are sorted by length together: little padding, still a random order
-
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -153,17 +151,18 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     return int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType] - one id, never a list
 
 
-def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int, group_batches: int = 32) -> list[int]:
     """Give the order of one epoch: batches of similar length, in random order; the same for the same arguments.
 
-    The longest batch of the epoch comes first, so that too little memory shows at once.
+    Examples of `group_batches` batches are sorted by length together; 1 mixes all lengths. The longest batch of the
+    epoch comes first, so that too little memory shows at once.
     """
     chance = random.Random(f"{seed}/{epoch}")
     indices = list(range(len(lengths)))
     chance.shuffle(indices)
     batches: list[list[int]] = []
-    for start in range(0, len(indices), batch_size * _GROUP_BATCHES):
-        group = sorted(indices[start : start + batch_size * _GROUP_BATCHES], key=lambda index: -lengths[index])
+    for start in range(0, len(indices), batch_size * group_batches):
+        group = sorted(indices[start : start + batch_size * group_batches], key=lambda index: -lengths[index])
         batches += [group[first : first + batch_size] for first in range(0, len(group), batch_size)]
     whole = [batch for batch in batches if len(batch) == batch_size]
     rest = [batch for batch in batches if len(batch) < batch_size]

@@ -221,7 +221,9 @@ class _Order(torch.utils.data.Sampler):
         arguments = self._trainer.args
         size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         epoch = int(self._trainer.state.epoch or 0)
-        return iter(dataset.batch_order(self._trainer.lengths, size, self._trainer.config.seed, epoch))
+        config = self._trainer.config
+        order = dataset.batch_order(self._trainer.lengths, size, config.seed, epoch, config.length_group_batches)
+        return iter(order)
 
 
 class Clock:

@@ -21,7 +21,6 @@ from pydantic import Field
 
 from tagpr_data import tags
 from tagpr_data.config import Config
-from tagpr_data.lamp import metrics
 from tagpr_data.records import ProfileItem, Task
 
 _REPEAT_WORDS = 4
@@ -83,6 +82,8 @@ def composite(
 ) -> Reward:
     """Score one completion. `items` are those in the prompt, [P1] first; `prompt` is the user turn's text;
     `personal_score` is the PRMU's score standardised over its training pairs (`personal_component`)."""
+    from tagpr_data.lamp import metrics  # numpy; the settings above are read by commands that must start fast
+
     parsed = tags.parse(completion, tagset, k=len(items))
     gate_open = is_gate_open(completion, parsed)
     answer = metrics.reward(task, parsed.answer, gold) if gate_open else 0.0
