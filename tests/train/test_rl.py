@@ -68,9 +68,11 @@ def _reward_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
         return total(self, judged) + len(judged.text) % 7
 
     monkeypatch.setattr(rl_judge.Judge, "total", varied)
-    monkeypatch.setattr(
-        rl_judge.Judged, "gated", lambda self, name: float(len(self.text) % 7 if name == "answer" else 0)
-    )
+
+    def gated(self: rl_judge.Judged, name: str) -> float:
+        return float(len(self.text) % 7 if name == "answer" else 0)
+
+    monkeypatch.setattr(rl_judge.Judged, "gated", gated)
 
 
 def _lines(config: Rl, key: str = "loss") -> list[dict[str, Any]]:
@@ -210,11 +212,12 @@ def test_hacking_stops_the_run_and_keeps_the_best_weights(
     def falling(self: rl.RlTrainer) -> None:
         if not self.measurements:
             torch.save(self.network.state_dict(), self.config.output / "first.pt")
-        original, self.judge = self.judge, _Gamed(self.judge, self.state.global_step)
+        trainer: Any = self
+        original, trainer.judge = self.judge, _Gamed(self.judge, self.state.global_step)
         try:
             measure(self)
         finally:
-            self.judge = original
+            trainer.judge = original
 
     monkeypatch.setattr(rl.RlTrainer, "measure", falling)
     config = settings(eval_examples=12, eval_every_steps=1, k=2)
@@ -252,9 +255,10 @@ def test_the_second_stage_starts_from_the_first_with_an_adapter(settings: Callab
 def test_a_loss_that_is_not_finite_stops_with_the_batch_saved(
     settings: Callable[..., Rl], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        rl.RlTrainer, "_compute_loss", lambda self, model, inputs: sum(p.sum() for p in model.parameters()) * torch.nan
-    )
+    def not_finite(self: rl.RlTrainer, model: Any, inputs: Any) -> Any:
+        return sum(weight.sum() for weight in model.parameters()) * torch.nan
+
+    monkeypatch.setattr(rl.RlTrainer, "_compute_loss", not_finite)
     config = settings(steps=1)
     with pytest.raises(CheckFailed, match="the loss is nan in step 1"):
         rl.train(config)

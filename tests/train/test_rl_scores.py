@@ -59,8 +59,8 @@ def _gradients(model: Any, logps: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_values_and_gradients_equal_the_full_computation(
     fixture: str, temperature: float, request: pytest.FixtureRequest
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(fixture))
-    batch = _batch()
+    model: Any = AutoModelForCausalLM.from_pretrained(request.getfixturevalue(fixture))
+    batch: Any = _batch()
     expected, expected_entropies = _reference(model, batch, temperature)
     expected_gradients = _gradients(model, expected)
     found, entropies = rl_scores.completion_scores(model, **batch, temperature=temperature)
@@ -73,10 +73,11 @@ def test_values_and_gradients_equal_the_full_computation(
 
 
 def test_without_prompt_gradient_values_stay_and_gradients_differ(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    exact, _ = rl_scores.completion_scores(model, **_batch())
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    batch: Any = _batch()
+    exact, _ = rl_scores.completion_scores(model, **batch)
     exact_gradients = _gradients(model, exact)
-    found, _ = rl_scores.completion_scores(model, **_batch(), prompt_gradient=False)
+    found, _ = rl_scores.completion_scores(model, prompt_gradient=False, **batch)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
     gradients = _gradients(model, found)
     name = "model.layers.0.self_attn.k_proj.weight"
@@ -84,8 +85,8 @@ def test_without_prompt_gradient_values_stay_and_gradients_differ(tiny_model: Pa
 
 
 def test_rows_that_are_masked_as_a_whole_score_zero_and_change_nothing(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    batch = _batch()
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    batch: Any = _batch()
     batch["completion_mask"][1] = 0
     expected, _ = _reference(model, batch, 1.0)
     found, _ = rl_scores.completion_scores(model, **batch)
@@ -99,7 +100,7 @@ def test_rows_that_are_masked_as_a_whole_score_zero_and_change_nothing(tiny_mode
 def test_rows_trained_apart_by_an_adapter_get_the_gradient_of_the_full_computation(tiny_model: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    base: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     torch.manual_seed(0)
     lora = LoraConfig(
         task_type="CAUSAL_LM",
@@ -109,7 +110,7 @@ def test_rows_trained_apart_by_an_adapter_get_the_gradient_of_the_full_computati
         init_lora_weights=False,
     )
     model = get_peft_model(base, lora)
-    batch = _batch()
+    batch: Any = _batch()
     expected, _ = _reference(model, batch, 1.0)
     expected_gradients = _gradients(model, expected)
     rl_scores.install(model.get_base_model(), 1.0, prompt_gradient=True)  # pyright: ignore
@@ -122,7 +123,7 @@ def test_rows_trained_apart_by_an_adapter_get_the_gradient_of_the_full_computati
 
 
 def test_greedy_completions_equal_generate(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     sampler = Sampler(max_new_tokens=12, end_ids=(2, 77), temperature=0.0)
     found = complete(model, PROMPTS, 2, sampler, pad=0, seed=0)
     for row, prompt in enumerate(PROMPTS):
@@ -134,7 +135,7 @@ def test_greedy_completions_equal_generate(tiny_model: Path) -> None:
 
 
 def test_sampled_tokens_follow_the_distribution_and_end_at_the_end_token(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     sampler = Sampler(max_new_tokens=2, end_ids=(2,))
     rows = complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seed=1)
     assert rows == complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seed=1)
