@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tagpr_data.config import load
 from tagpr_data.dataset import Dataset
@@ -25,7 +25,7 @@ from tagpr_train.prmu import PRMU
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
 
-def write_word_model(folder: Path, texts: Sequence[str], width: int = 32, layers: int = 2, spread: float = 0.1) -> Path:
+def write_word_model(folder: Path, texts: Sequence[str], width: int = 32, layers: int = 2) -> Path:
     """Write a random Llama whose tokens are the words of `texts`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaModel, PreTrainedTokenizerFast
@@ -40,7 +40,7 @@ def write_word_model(folder: Path, texts: Sequence[str], width: int = 32, layers
     shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
     config = LlamaConfig(
-        vocab_size=len(vocabulary), max_position_embeddings=128, initializer_range=spread, **shape, **heads
+        vocab_size=len(vocabulary), max_position_embeddings=128, initializer_range=0.1, **shape, **heads
     )
     LlamaModel(config).save_pretrained(folder)
     return folder
@@ -199,7 +199,11 @@ def test_changed_pairs_and_other_settings_are_refused(settings: Callable[..., Pr
 def test_loss_that_is_not_finite_stops_and_saves_the_batch(
     settings: Callable[..., Prmu], pairs: Path, tmp_path: Path
 ) -> None:
-    broken = write_word_model(tmp_path / "broken", texts_of(pairs), spread=float("nan"))
+    broken = write_word_model(tmp_path / "broken", texts_of(pairs))
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {name: value * float("nan") for name, value in weights.items()}, broken / "model.safetensors", {"format": "pt"}
+    )
     config = settings(model=str(broken))
     with pytest.raises(CheckFailed, match="the loss is nan in step 1"):
         prmu_fit.train(config)

@@ -278,7 +278,7 @@ def test_full_disk_leaves_nothing_under_a_final_name(
         raise RuntimeError("PytorchStreamWriter failed: No space left on device")  # as torch says it
 
     config = settings()
-    monkeypatch.setattr(sft, "_save_weights", fill_disk)
+    monkeypatch.setattr(sft, "write_weights", fill_disk)
     with pytest.raises(OSError, match="No space left") as caught:
         sft.train(config)
     assert caught.value.errno == errno.ENOSPC
