@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tagpr_data.cli import main
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.export import Ranker, write_prompts, write_rankings
 from tagpr_data.lamp.files import LampQuestion, write_questions
 from tagpr_data.lamp.prompts import LampTokenizer
@@ -207,3 +207,10 @@ main()
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: File too large")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_file_without_questions_is_bad_and_leaves_nothing(tmp_path):
+    (tmp_path / "q.json").write_text("[]")
+    with pytest.raises(CheckFailed, match="holds no question"):
+        write_rankings(tmp_path / "r.json", Ranker("LaMP-3", tmp_path / "q.json", "bm25"))
+    assert not (tmp_path / "r.json").exists()

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,6 +64,20 @@ def test_a_score_does_not_depend_on_its_batch(kind: str) -> None:
     together = model.score_batch(users, ["what ?"] * 4, completions)
     alone = [model.score(user, "what ?", completion) for user, completion in zip(users, completions, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+@pytest.mark.parametrize("settings", [{}, {"use_user": False}, {"max_tokens": 5}])
+def test_sharing_a_prompt_among_completions_changes_no_score(kind: str, settings: dict[str, Any]) -> None:
+    model = make(kind, **settings)
+    users = ["ann", "ann", "ann", "bob", "bob", "ann", "ann"]
+    prompts = ["what is it ?"] * 5 + ["what"] * 2
+    completions = ["warm", "cold cold cold", "", "warm", "it is red", "warm lamp", "cold"]
+    together = model.score_batch(users, prompts, completions, batch_size=4)
+    alone = [model.score(*case) for case in zip(users, prompts, completions, strict=True)]
+    assert together == pytest.approx(alone, abs=1e-5)
+    fronts = {(user, (1, 2)): [(0, [3])] for user in users}
+    assert model._shares_prompts(fronts) == (kind == "llama")
 
 
 def test_a_table_user_whose_row_is_zero_scores_as_an_unseen_user_with_the_same_items() -> None:

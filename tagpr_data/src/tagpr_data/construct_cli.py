@@ -28,7 +28,7 @@ def xorg(
         Path | None, typer.Option("--file", help="A log at hand: git-log text, .gz of it, or the .deb.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where the fetched log is kept [default: ~/.cache/tagpr/xorg].")
+        Path | None, typer.Option("--cache", help="Where the fetched log is kept (default: ~/.cache/tagpr/xorg).")
     ] = None,
     min_history: MinHistory = 10,
     min_earlier: MinEarlier = 5,
@@ -93,7 +93,7 @@ def events(
         str | None, typer.Option("--plain", help="Column that says the text neutrally (paraphrase).")
     ] = None,
     event_id: Annotated[str | None, typer.Option("--id", help="Column of the event's id, unique for a user.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the task [default: TABLE-TASK].")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the task (default: TABLE-TASK).")] = None,
     question: Annotated[str | None, typer.Option("--question", help="What prompts ask.")] = None,
     licence: Annotated[str, typer.Option("--licence", help="Terms of the texts.")] = "unknown; for local use",
     time_format: Annotated[

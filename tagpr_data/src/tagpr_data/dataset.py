@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from tagpr_data.dates import interval
-from tagpr_data.errors import InputError, shorten
+from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.records import DatasetManifest, Example, FileEntry, ProfileItem, Split, Task
 from tagpr_data.tables import (
     arrow_schema,
@@ -100,6 +100,9 @@ def write_chunks(
                 writers[file].write(frame)
                 users.update(frame["user_id"])
         files = {file: writer.close() for file, writer in sorted(writers.items())}
+        if not sum(entry.rows for file, entry in files.items() if file != PROFILES):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()) if count)
+            raise CheckFailed(f"no example came out, so {folder} was not written; left out: {reasons or 'nothing'}")
         manifest = DatasetManifest(
             name=name,
             source=source,

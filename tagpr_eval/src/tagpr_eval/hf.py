@@ -438,7 +438,13 @@ def _base_of_adapter(folder: Path) -> Path | None:
     if not base:
         raise InputError(f"{path}: base_model_name_or_path is empty; say there which model the adapter belongs to")
     inside = folder / base
-    return _folder(str(inside) if inside.is_dir() else base)
+    try:
+        return _folder(str(inside) if inside.is_dir() else base)
+    except InputError as error:
+        raise InputError(
+            f"{path} names the base model {base}: {error}; put that model there (the embedded one: `tagpr-train "
+            "base-model`) or write its place into the file"
+        ) from None
 
 
 def _files_hash(folder: Path) -> str:

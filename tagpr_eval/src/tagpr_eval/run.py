@@ -333,6 +333,11 @@ def _baseline_predictions(spec: Spec, plan: _Plan, config: EvaluationConfig) -> 
     baseline = BASELINES[spec.place]
     train = plan.dataset.examples("train") if "train" in plan.dataset.splits else []
     golds = {name: [row.output for row in train if row.task == name and row.output is not None] for name in plan.tasks}
+    if spec.place == "majority" and (without := [name for name in plan.tasks if not golds[name]]):
+        raise InputError(
+            f"the baseline majority needs gold answers of a train split; data set {config.dataset} has none for "
+            f"{', '.join(without)}: leave it out, or import the train split too"
+        )
     predictions: list[Prediction] = []
     for cell in baseline_cells(plan.grid, spec.place in READS_PROFILE):
         for row in plan.prompter.baseline_questions(cell, config.prompt_options(cell.style)):

@@ -173,7 +173,10 @@ def _schema() -> dict[str, Any]:
 def _check(predictions: "pl.DataFrame", tasks: Mapping[str, Task]) -> None:
     unknown = sorted(set(predictions["task"]) - set(tasks))
     if unknown:
-        raise InputError(f"predictions name the task {unknown[0]!r}, which is not defined; known: {', '.join(tasks)}")
+        raise InputError(
+            f"predictions name the task {unknown[0]!r}, which is not defined; known: {', '.join(tasks)}. Where the data "
+            "set that run.json names has moved (its path is relative to where the run was started), give --dataset"
+        )
     keys = predictions.select(KEY)
     if keys.is_duplicated().any():
         first = keys.filter(keys.is_duplicated()).row(0, named=True)

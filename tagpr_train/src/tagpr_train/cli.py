@@ -33,7 +33,7 @@ def _root() -> None:
 @app.command("base-model")
 def base_model_command(
     output: Annotated[
-        Path | None, typer.Option("--output", help="Folder to write [default: in the user's cache].")
+        Path | None, typer.Option("--output", help="Folder to write (default: in the user's cache).")
     ] = None,
 ) -> None:
     """Make the embedded base model SmolLM2-135M-Instruct ready and print its folder.

@@ -17,14 +17,16 @@ The paper gives PRMU its name and purpose; architecture, projection and dropout 
 F profile features, U users.
 """
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from tagpr_data.errors import InputError, shorten
@@ -213,12 +215,7 @@ class PRMU(PreTrainedModel):
         hidden = self.backbone(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
         last = attention_mask.sum(1) - 1  # (B,)
         final = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
-        final = final.to(self.head.weight.dtype)
-        logits = self.head(final)
-        if user_vector is not None and self.config.use_user:
-            matched = (self.match(user_vector.to(final.dtype)) * final).sum(1, keepdim=True)
-            logits = logits + _MATCH_GAIN * final.shape[1] ** -0.5 * matched
-        return SequenceClassifierOutput(logits=logits)
+        return SequenceClassifierOutput(logits=self._logits(final, user_vector))
 
     def known_users(self, user_index: Tensor, profiles: Tensor | None = None) -> Tensor:
         """Give the vectors of table users: row + projected profile, the stored one unless `profiles` (B, F) are given.
@@ -261,27 +258,36 @@ class PRMU(PreTrainedModel):
     def score_batch(
         self, users: Sequence[User], prompts: Sequence[Prompt], completions: Sequence[str], batch_size: int = 32
     ) -> list[float]:
-        """Score many; sequences of like length share a batch. Equal users given as the same object are embedded once.
-        Raises InputError where the three differ in length."""
+        """Score many. Equal users given as the same object are embedded once; completions of one prompt and user, as in
+        RL, share the work on the prompt where the backbone is causal. Raises InputError where the three differ in
+        length."""
         if not len(users) == len(prompts) == len(completions):
             raise InputError(f"{len(users)} users, {len(prompts)} prompts and {len(completions)} completions: one each")
         self.eval()
         vectors: dict[Any, Tensor] = {}
-        for user in users:
-            key = user if isinstance(user, str) else id(user)
-            if key not in vectors:
-                vectors[key] = self.embed_user(user)
-        ids = [self.encode(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        order = sorted(range(len(ids)), key=lambda row: len(ids[row]))
-        scores = [0.0] * len(ids)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            input_ids, mask = pad([ids[row] for row in rows], self.device)
-            user_vectors = torch.stack(
-                [vectors[users[row] if isinstance(users[row], str) else id(users[row])] for row in rows]
-            )
-            logits = self(input_ids=input_ids, attention_mask=mask, user_vector=user_vectors).logits
-            for row, value in zip(rows, logits[:, 0].float().tolist(), strict=True):
+        fronts: dict[Any, list[int]] = {}
+        groups: dict[Any, list[tuple[int, list[int]]]] = {}  # user and prompt tokens → completions
+        for row, (user, prompt, completion) in enumerate(zip(users, prompts, completions, strict=True)):
+            who = user if isinstance(user, str) else id(user)
+            if who not in vectors:
+                vectors[who] = self.embed_user(user)
+            asked = prompt if isinstance(prompt, str) else tuple(prompt)
+            if asked not in fronts:
+                fronts[asked] = self._prompt_tokens(prompt)
+            front, back = self._fitted(fronts[asked], completion)
+            groups.setdefault((who, tuple(front)), []).append((row, back))
+        scores = [0.0] * len(users)
+        for batch in _batches(groups, batch_size, is_shared=len(groups) < len(users) and self._shares_prompts(groups)):
+            owner = [number for number, (_, members) in enumerate(batch) for _ in members]
+            backs = [member for _, members in batch for member in members]
+            heads = [list(front) for (_, front), _ in batch]
+            stacked = torch.stack([vectors[who] for (who, _), _ in batch])
+            if len(batch) < len(backs):
+                logits = self._shared_logits(heads, [back for _, back in backs], stacked, owner)
+            else:
+                input_ids, mask = pad([head + back for head, (_, back) in zip(heads, backs, strict=True)], self.device)
+                logits = self(input_ids=input_ids, attention_mask=mask, user_vector=stacked).logits
+            for (row, _), value in zip(backs, logits[:, 0].float().tolist(), strict=True):
                 scores[row] = value
         return scores
 
@@ -292,14 +298,88 @@ class PRMU(PreTrainedModel):
     def encode(self, prompt: Prompt, completion: str) -> list[int]:
         """Give the token ids of one prompt and completion. A sequence longer than `max_tokens` loses the front of its
         prompt first: the completion is what is judged."""
+        front, back = self._fitted(self._prompt_tokens(prompt), completion)
+        return [*front, *back]
+
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
+        assert self.tokenizer is not None, "a PRMU made by from_backbone or from_pretrained has a tokenizer"
+        return list(self.tokenizer(_front(self.tokenizer, prompt), add_special_tokens=False)["input_ids"])
+
+    def _fitted(self, front: list[int], completion: str) -> tuple[list[int], list[int]]:
+        """Give the tokens of prompt and completion, cut to `max_tokens` together."""
         assert self.tokenizer is not None, "a PRMU made by from_backbone or from_pretrained has a tokenizer"
         if self.config.reads == "answer":
             completion = completion.rpartition("</think>")[2].strip()
-        front = self.tokenizer(_front(self.tokenizer, prompt), add_special_tokens=False)["input_ids"]
         back = self.tokenizer(f"{completion}{self.tokenizer.eos_token or ''}", add_special_tokens=False)["input_ids"]
-        back = back[-self.config.max_tokens :]
-        room = self.config.max_tokens - len(back)
-        return [*front[max(0, len(front) - room) :], *back]
+        back = list(back[-self.config.max_tokens :])
+        return front[max(0, len(front) - self.config.max_tokens + len(back)) :], back
+
+    def _shares_prompts(self, groups: Mapping[Any, Sequence[tuple[int, list[int]]]]) -> bool:
+        """Whether one pass over a prompt can serve several completions: a causal backbone with a plain cache."""
+        parameters = inspect.signature(self.backbone.forward).parameters
+        if not {"past_key_values", "position_ids"} <= parameters.keys():
+            return False
+        if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=self.backbone.config).layers):
+            return False
+        if any(
+            not back or not (front or self.config.use_user) for (_, front), rows in groups.items() for _, back in rows
+        ):
+            return False
+        first, other = (
+            self.backbone(input_ids=torch.tensor([[0, token]], device=self.device)).last_hidden_state[:, 0]
+            for token in (0, 1)
+        )
+        return torch.equal(first, other)  # a later token changes nothing before it
+
+    def _shared_logits(
+        self, fronts: list[list[int]], backs: list[list[int]], users: Tensor, owner: Sequence[int]
+    ) -> Tensor:
+        """Give the logits (N, 1) of N completions; completion n continues prompt owner[n] of G, with users (G, D)."""
+        ids, mask = pad(fronts, self.device)
+        embedded = self.get_input_embeddings()(ids)  # (G, P, D)
+        if self.config.use_user:
+            embedded = torch.cat([users.to(embedded.dtype).unsqueeze(1), embedded], dim=1)
+            mask = torch.cat([mask.new_ones(len(mask), 1), mask], dim=1)
+        cache = DynamicCache(config=self.backbone.config)
+        self.backbone(inputs_embeds=embedded, attention_mask=mask, past_key_values=cache, use_cache=True)
+        rows = torch.tensor(owner, device=self.device)
+        cache.batch_select_indices(rows)
+        back_ids, back_mask = pad(backs, self.device)
+        places = mask.sum(1)[rows].unsqueeze(1) + torch.arange(back_ids.shape[1], device=self.device)
+        hidden = self.backbone(
+            inputs_embeds=self.get_input_embeddings()(back_ids),
+            attention_mask=torch.cat([mask[rows], back_mask], dim=1),
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        final = hidden[torch.arange(len(hidden), device=hidden.device), back_mask.sum(1) - 1]
+        return self._logits(final, users[rows])
+
+    def _logits(self, final: Tensor, users: Tensor | None) -> Tensor:
+        """Judge last states (B, D) for users (B, D): head plus match. → (B, 1)."""
+        final = final.to(self.head.weight.dtype)
+        logits = self.head(final)
+        if users is None or not self.config.use_user:
+            return logits
+        matched = (self.match(users.to(final.dtype)) * final).sum(1, keepdim=True)
+        return logits + _MATCH_GAIN * final.shape[1] ** -0.5 * matched
+
+
+def _batches(groups: Mapping[Any, list[Any]], batch_size: int, *, is_shared: bool) -> Generator[list[Any], None, None]:
+    """Give lists of (user and prompt, completions) with at most `batch_size` completions, alike in length; one
+    completion each unless `is_shared`."""
+    step = batch_size if is_shared else 1
+    parts = [(key, rows[start : start + step]) for key, rows in groups.items() for start in range(0, len(rows), step)]
+    parts.sort(key=lambda part: len(part[0][1]) + max(len(back) for _, back in part[1]))
+    batch: list[Any] = []
+    for part in parts:
+        if batch and sum(len(rows) for _, rows in batch) + len(part[1]) > batch_size:
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch
 
 
 def pad(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.files import LampQuestion, read_questions, write_json_lines
 from tagpr_data.lamp.prompts import LampTokenizer, corpus, find_query, official_prompt, query
 from tagpr_data.retrieve import rank
@@ -48,6 +48,7 @@ class Ranker:
     def ranked(self, notes: Counter[str]) -> Iterator[tuple[LampQuestion, list[int]]]:
         """Yield each question with the positions of its items, best first. InputError names the row."""
         rank(self.retriever, "", [])  # an unknown name is refused before the file is opened
+        index = -1
         for index, question in enumerate(read_questions(self.questions, self.task, self.on_bytes)):
             notes["no_marker"] += find_query(self.task, question.input) is None
             notes["empty_profile"] += not question.profile
@@ -55,6 +56,8 @@ class Ranker:
                 yield question, ranking(self.task, question, self.retriever, self.seed)
             except InputError as error:
                 raise InputError(f"{self.questions}, row {index} (id {question.id!r}): {error}") from None
+        if index < 0:
+            raise CheckFailed(f"{self.questions} holds no question; nothing was written")
 
 
 def ranking(task: str, question: LampQuestion, retriever: str, seed: int) -> list[int]:

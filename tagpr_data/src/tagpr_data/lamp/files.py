@@ -13,6 +13,7 @@ Either content may stand in a bare list or under "golds" beside "task" (LaMP-6 w
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +228,8 @@ def _text(fields: Mapping[str, Any], field: str, where: str) -> str:
         raise InputError(f"{where}: {field} is missing; found the fields {sorted(fields)}")
     value = fields[field]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise InputError(f"{where}: {field} is {value}; it must be text or a finite number")
         return str(value)
     if not isinstance(value, str):
         raise InputError(f"{where}: {field} is {shorten(value)}; it must be text or a number")
