@@ -174,8 +174,8 @@ def _check(predictions: "pl.DataFrame", tasks: Mapping[str, Task]) -> None:
     unknown = sorted(set(predictions["task"]) - set(tasks))
     if unknown:
         raise InputError(
-            f"predictions name the task {unknown[0]!r}, which is not defined; known: {', '.join(tasks)}. Where the data "
-            "set that run.json names has moved (its path is relative to where the run was started), give --dataset"
+            f"predictions name the task {unknown[0]!r}, which is not defined; known: {', '.join(tasks)}. Where the "
+            "data set that run.json names has moved (its path is relative to where the run was started), give --dataset"
         )
     keys = predictions.select(KEY)
     if keys.is_duplicated().any():
