@@ -1,7 +1,8 @@
 """Baselines that need no model: what a table of scores has to beat.
 
 They read whole profiles instead of prompts, so retriever and k do not matter to them; a profile of the wrong user
-does. A user with an empty profile gets the majority of the train split. All are deterministic and take no time.
+does. A user with an empty profile gets the majority of the train split, or the first label where there is none;
+`majority` itself is refused then. All are deterministic and take no time.
 
     majority       the commonest gold answer of the train split; of ratings the median
     own-majority   the commonest label among the user's items; of ratings the median. Without labels: like copy-last
