@@ -66,3 +66,10 @@ def test_every_shipped_config_says_what_it_is_and_how_to_run_it(root: Path) -> N
         tomllib.loads(text)
         assert text.startswith("# "), path.name
         assert path.name in text.split("\n\n")[0], f"{path.name}: the comment at its head lacks the command"
+
+
+def test_the_results_of_the_readme_name_command_and_commit(root: Path) -> None:
+    results = (root / "README.md").read_text(encoding="utf-8").split("## Results")[1].split("\n## ")[0]
+    assert re.search(r"`make demo` at commit [0-9a-f]{7}", results)
+    assert "n = " in results
+    assert "95 % intervals" in results
