@@ -71,8 +71,7 @@ test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minut
 check: .venv/.installed-dev  ## The quick loop: the same without the slow tests (under 90 s once installed).
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
-	$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pyright & types=$$!; $(BIN)/pytest -q -m 'not slow'; tests=$$?; wait $$types && exit $$tests
 
 bench: .venv/.installed-dev  ## The speed claims of the README, each side by side in one run (a quiet machine, please).
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
