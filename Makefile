@@ -47,7 +47,8 @@ demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, e
 	@$(BIN)/tagpr-data validate $(DEMO)/corpus --dataset $(DEMO)/dataset
 	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, about four minutes"
 	@$(BIN)/tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml \
-		--set corpus=$(DEMO)/corpus --set output=$(DEMO)/sft --set model=$(MODEL)
+		--set corpus=$(DEMO)/corpus --set output=$(DEMO)/sft --set model=$(MODEL) \
+		$$(test ! -e $(DEMO)/sft/run.json || echo --resume)
 	@echo "[4/7] evaluation: baselines without a model"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-baselines $(SHORT) \
 		--model majority --model own-majority --model knn --model copy-last --model oracle
