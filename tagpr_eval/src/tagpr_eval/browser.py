@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagpr_data.records import ProfileItem, Task
 from tagpr_data.tables import sha256_text
-from tagpr_eval.scores import FLAGS, Evidence
+from tagpr_eval.sample_scores import FLAGS, Evidence
 
 if TYPE_CHECKING:
     import polars as pl

@@ -19,7 +19,7 @@ from tagpr_data.records import Prediction, RunManifest, Task
 from tagpr_data.tables import read_json, read_table
 from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.tasks import LAMP_TASKS
-from tagpr_eval import scores, stats
+from tagpr_eval import sample_scores, stats
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,8 +76,8 @@ class Cell:
     k: int
     style: str
     frame: "pl.DataFrame"
-    """Scored predictions (`scores.score`)."""
-    evidence: scores.Evidence
+    """Scored predictions (`sample_scores.score`)."""
+    evidence: sample_scores.Evidence
     """What its data set knows of its prompts."""
 
     @property
@@ -120,7 +120,7 @@ class Group:
     @property
     def metrics(self) -> tuple[str, str]:
         """The task's two metrics, the headline one first."""
-        return scores.METRIC_NAMES[self.task.kind]
+        return sample_scores.METRIC_NAMES[self.task.kind]
 
     @property
     def source(self) -> str:
@@ -136,11 +136,12 @@ class Group:
     def _grids(self) -> dict[tuple[str, str], stats.Grid]:
         return {}
 
-    def grid(self, metric: str, mode: scores.Mode) -> stats.Grid:
+    def grid(self, metric: str, mode: sample_scores.Mode) -> stats.Grid:
         """Give all cells under one metric, resampled once."""
         if (metric, mode) not in self._grids:
             found = [
-                scores.observations(cell.frame, self.task, metric, mode, self.rows, self.users) for cell in self.cells
+                sample_scores.observations(cell.frame, self.task, metric, mode, self.rows, self.users)
+                for cell in self.cells
             ]
             self._grids[metric, mode] = stats.Grid(stats.METRICS[metric], found, self.draws)
         return self._grids[metric, mode]
@@ -182,9 +183,11 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
     found: dict[tuple[str, str, str], tuple[Task, list[Cell]]] = {}
     names = [(run.name, model) for run in runs for model in run.predictions["model"].unique()]
     for run in runs:
-        evidence = scores.gather_evidence(run.dataset, run.predictions) if run.dataset else scores.Evidence()
+        evidence = (
+            sample_scores.gather_evidence(run.dataset, run.predictions) if run.dataset else sample_scores.Evidence()
+        )
         tasks = run.tasks()
-        frame = scores.score(run.predictions, tasks, tagset_of([run]), evidence)
+        frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence)
         keys = ("task", "model", "retriever", "k", "style")
         for (task, model, retriever, k, style), part in frame.group_by(keys, maintain_order=True):
             is_shared = sum(name == model for _, name in names) > 1

@@ -33,7 +33,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score a prediction file against a gold file by LaMP's metrics."""
-    from tagpr_eval.score import score_files
+    from tagpr_eval.file_scores import score_files
 
     result = score_files(golds, preds, mode, seed, task)
     for warning in result.warnings:

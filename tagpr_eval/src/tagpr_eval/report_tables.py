@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tagpr_data.errors import InputError
-from tagpr_eval import scores, stats
+from tagpr_eval import sample_scores, stats
 from tagpr_eval.cells import SEED, Cell, Group, Run, best_place, control_place, is_same_setting, largest_k, make_groups
 from tagpr_eval.dialects import DIALECTS, compare_dialects
 from tagpr_eval.typeset import Column, Row, Table, Value
@@ -31,7 +31,7 @@ def headline_table(group: Group) -> Table:
     estimates: list[list[stats.Estimate]] = []
     for metric in group.metrics:
         arrow = "↑" if stats.METRICS[metric].is_higher_better else "↓"
-        for mode in scores.MODES:
+        for mode in sample_scores.MODES:
             columns.append(Column(f"{metric}_{mode}", f"{metric} {arrow} {mode}", "estimate"))
             estimates.append(group.grid(metric, mode).estimates())
     first = len(columns) - len(estimates)
@@ -124,13 +124,16 @@ def failure_table(groups: Sequence[Group]) -> Table:
         *_CELL_COLUMNS,
         Column("n", "Answers", "count"),
         Column("no_gold", "No gold", "count", hint="answered, not scored"),
-        *(Column(flag.removeprefix("is_"), titles[flag], "share", hint=hint) for flag, hint in scores.FLAGS.items()),
+        *(
+            Column(flag.removeprefix("is_"), titles[flag], "share", hint=hint)
+            for flag, hint in sample_scores.FLAGS.items()
+        ),
     )
     rows: list[Row] = []
     for group in groups:
         for cell in group.cells:
             n = cell.frame.height
-            counts = [(int(cell.frame[flag].sum()), n) for flag in scores.FLAGS]
+            counts = [(int(cell.frame[flag].sum()), n) for flag in sample_scores.FLAGS]
             no_gold = int((~cell.frame["is_scored"]).sum())
             rows.append(_row((*_cell_values(group, cell), n, no_gold, *counts), cell))
     return Table("failures", "Failures by cell", columns, tuple(rows), _sources(groups))
@@ -304,7 +307,9 @@ def slices(group: Group) -> dict[str, list[tuple[str, stats.Grid, list[Cell]]]]:
 
     cells = largest_k(group)
     metric = group.metrics[0]
-    whole = [scores.observations(cell.frame, group.task, metric, "parsed", group.rows, group.users) for cell in cells]
+    whole = [
+        sample_scores.observations(cell.frame, group.task, metric, "parsed", group.rows, group.users) for cell in cells
+    ]
     result: dict[str, list[tuple[str, stats.Grid, list[Cell]]]] = {}
     for kind, column, edges in (
         ("profile items", "profile_size", stats.SIZE_EDGES),

@@ -8,7 +8,7 @@ from tagpr_data.lamp.metrics import evaluate
 from tagpr_data.records import Example, Prediction, ProfileItem, Task
 from tagpr_data.tables import frame_from_records, sha256_text
 from tagpr_data.tags import load_tagset
-from tagpr_eval import scores, stats
+from tagpr_eval import sample_scores, stats
 
 LABELS = Task(
     name="labels",
@@ -38,7 +38,7 @@ def prediction(task, text, gold, **changes):
 
 
 def score(*rows, evidence=None):
-    return scores.score(frame_from_records(rows, Prediction), TASKS, load_tagset(), evidence)
+    return sample_scores.score(frame_from_records(rows, Prediction), TASKS, load_tagset(), evidence)
 
 
 def one(task, text, gold, **changes):
@@ -69,7 +69,7 @@ def test_a_constant_five_has_the_error_computed_by_hand():
     assert frame["strict_reward"].to_list() == [0, 0.25, 0.5, 0.75, 1]
     rows = {(f"e{gold}", 0): int(gold) for gold in "12345"}
     for metric, expected in (("MAE", 2.0), ("RMSE", (30 / 5) ** 0.5)):
-        found = scores.observations(frame, STARS, metric, "strict", rows, {"u1": 0})
+        found = sample_scores.observations(frame, STARS, metric, "strict", rows, {"u1": 0})
         assert float(stats.METRICS[metric].value(found.sums())) == pytest.approx(expected)
 
 
@@ -98,7 +98,7 @@ def test_statistics_of_the_frame_equal_the_metric_over_the_whole_file(task, gold
     whole = evaluate(task, dict(zip(ids, golds, strict=True)), dict(zip(ids, texts, strict=True))).metrics
     rows = {(name, 0): place for place, name in enumerate(ids)}
     for name, value in whole.items():
-        found = scores.observations(frame, task, name, "strict", rows, {"u1": 0})
+        found = sample_scores.observations(frame, task, name, "strict", rows, {"u1": 0})
         assert float(stats.METRICS[name].value(found.sums())) == pytest.approx(value, abs=1e-12), name
 
 
@@ -126,7 +126,7 @@ def test_a_prediction_without_gold_is_kept_but_not_scored():
     frame = score(prediction(LABELS, "red", None), prediction(LABELS, "red", "red", example_id="e2"))
     assert frame["is_scored"].to_list() == [False, True]
     assert frame["strict_value"].to_list() == [None, 1]
-    assert len(scores.observations(frame, LABELS, "f1", "parsed", {("e2", 0): 5}, {"u1": 0}).rows) == 1
+    assert len(sample_scores.observations(frame, LABELS, "f1", "parsed", {("e2", 0): 5}, {"u1": 0}).rows) == 1
 
 
 def evidence():
@@ -144,7 +144,7 @@ def evidence():
         date="2020-01-11",
     )
     items = {"i1": {"p1": item("p1", "i1", "red")}, "i2": {"p2": item("p2", "i2", "blue")}}
-    return scores.Evidence({"e1": example}, items, {"e1": "2020-01-01"})
+    return sample_scores.Evidence({"e1": example}, items, {"e1": "2020-01-01"})
 
 
 @pytest.mark.parametrize(("claim", "holds"), [('[P1] was "red"', True), ('[P1] was "blue"', False)])
@@ -167,9 +167,9 @@ def test_claims_about_a_wrong_users_items_are_looked_up_there():
 def test_items_are_the_users_own_where_another_profile_has_the_same_ids():
     known = evidence()
     both = {"p1": known.items["i1"]["p1"], "p2": known.items["i2"]["p2"]}
-    shared = scores.Evidence(known.examples, {"i1": both}, known.newest)
+    shared = sample_scores.Evidence(known.examples, {"i1": both}, known.newest)
     assert shared.prompt_items("e1", ["i1"]) == (both["p1"],)
-    assert scores.Evidence({}, {"i1": both}).prompt_items("e1", ["i1"]) is None
+    assert sample_scores.Evidence({}, {"i1": both}).prompt_items("e1", ["i1"]) is None
     assert shared.prompt_items("e1", ["i1", "i9"]) is None
     assert shared.prompt_items("e1", []) == ()
 
@@ -198,6 +198,6 @@ def test_bad_predictions_are_named():
 
 
 def test_no_predictions_give_an_empty_frame():
-    frame = scores.score(frame_from_records([], Prediction), TASKS, load_tagset())
+    frame = sample_scores.score(frame_from_records([], Prediction), TASKS, load_tagset())
     assert frame.height == 0
     assert frame.schema["parsed_value"] == pl.Float64
