@@ -55,6 +55,50 @@ def pairs(completions):
     return [(completion.text, completion.finish_reason) for completion in completions]
 
 
+BEGUN = ("<think>\n<examine_examples>[P2] was", "<think>\n<a>x</a>\n", "The answer is", " a", "<think>", "")
+
+
+def begun(prompt, text):
+    return Prompt((*prompt.messages, Message(role="assistant", content=text)), prompt.seed)
+
+
+@pytest.mark.parametrize("text", BEGUN)
+def test_an_answer_that_is_begun_is_continued_as_transformers_would(tiny_model, text):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    reader = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    asked = [begun(prompt, text) for prompt in prompts(4)]
+    for prompt, completion in zip(asked, answers(tiny_model, asked), strict=True):
+        turns = [message.model_dump() for message in prompt.messages]
+        ids = tokenizer.apply_chat_template(
+            turns, continue_final_message=True, return_dict=True, return_tensors="pt"
+        )["input_ids"]  # fmt: skip
+        out = reader.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20)
+        assert completion.text == tokenizer.decode(out[0, ids.shape[1] :]).removesuffix("<|im_end|>")
+        assert completion.input_tokens == ids.shape[1]
+
+
+def test_a_begun_answer_goes_on_where_the_whole_one_was_cut(tiny_model):
+    whole = answers(tiny_model, prompts())
+    cut = [(n, at) for n, one in enumerate(whole) for at in range(1, len(one.text)) if one.text[:at].isascii()][-1]
+    start = whole[cut[0]].text[: cut[1]]
+    (rest,) = answers(tiny_model, [begun(prompts()[cut[0]], start)])
+    assert (start + rest.text).startswith(whole[cut[0]].text)
+
+
+def test_a_think_block_is_opened_once_where_the_template_opens_it_too(tiny_model, tmp_path):
+    folder = tmp_path / "opens"
+    shutil.copytree(tiny_model, folder)
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(template.replace("assistant\n{%", "assistant\n<think>\n{%"))
+    texts = ("<think>\n<a>x</a>", "<think> y", "plain")
+    expected = [*(answers(tiny_model, [begun(prompts(1)[0], text)]) for text in texts[:2])]
+    assert [answers(folder, [begun(prompts(1)[0], text)]) for text in texts[:2]] == expected
+    as_opened = answers(tiny_model, [begun(prompts(1)[0], "<think>\n" + texts[2])])
+    assert answers(folder, [begun(prompts(1)[0], texts[2])]) == as_opened
+
+
 @pytest.fixture(scope="module")
 def ending_model(tiny_model, tmp_path_factory):
     """The tiny model with end tokens that it does write: rows of a batch end at different lengths."""

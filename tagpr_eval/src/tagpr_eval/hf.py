@@ -27,7 +27,7 @@ from tagpr_data.errors import InputError
 from tagpr_data.records import Sampling
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
 from tagpr_eval.config import LocalOptions
-from tagpr_eval.models import Completion, Finished, Messages, Prompt
+from tagpr_eval.models import Completion, Finished, Messages, Prompt, is_begun
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,8 @@ class HfModel:
         def work(batch: Sequence[int]) -> None:
             if stopped.is_set():
                 return
-            rows = [_Row(index, self._encode(prompts[index].messages), prompts[index].seed) for index in batch]
+            asked = [(index, prompts[index]) for index in batch]
+            rows = [_Row(i, self._encode(one.messages), one.seed, is_begun(one.messages)) for i, one in asked]
             try:
                 self._answer(model, rows, emit)
             except BaseException:
@@ -186,7 +187,7 @@ class HfModel:
             return
         row.written.append(token)
         if self.sampling.stop:
-            text = self._decode(row.written)
+            text = self._text(row)
             if found := [at for at in map(text.find, self.sampling.stop) if at >= 0]:
                 self._end(row, text[: min(found)], "stop", emit)
                 return
@@ -195,15 +196,30 @@ class HfModel:
 
     def _end(self, row: "_Row", text: str | None, reason: Any, emit: Finished) -> None:
         row.is_done = True
-        text = self._decode(row.written) if text is None else text
+        text = self._text(row) if text is None else text
         emit(row.index, Completion(text, reason, len(row.prompt), len(row.written)))
 
     def _encode(self, messages: Messages) -> list[int]:
         if messages not in self._encoded:
-            turns = [message.model_dump(mode="json") for message in messages]
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = self._chat_text(messages)
             self._encoded[messages] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return self._encoded[messages]
+
+    def _chat_text(self, messages: Messages) -> str:
+        """The prompt as text. The start of an answer follows the generation prompt as it is: some templates rewrite
+        an assistant turn (they drop its think block), which would not be what the model has to continue."""
+        begun = messages[-1].content if is_begun(messages) else ""
+        turns = [message.model_dump(mode="json") for message in messages[: -1 if is_begun(messages) else None]]
+        text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        if begun.startswith("<think>") and text.rstrip().endswith("<think>"):  # the template opens the block too
+            text = text.rstrip().removesuffix("<think>")
+        return text + begun
+
+    def _text(self, row: "_Row") -> str:
+        """What a row has written. Some tokenizers drop a space at the start of what they decode; after the start of
+        an answer that space counts."""
+        before = row.prompt[-1:] if row.is_begun else []
+        return self._decode(before + row.written)[len(self._decode(before)) :]
 
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -298,6 +314,7 @@ class _Row:
     index: int
     prompt: list[int]
     seed: int
+    is_begun: bool
     written: list[int] = field(default_factory=list)
     is_done: bool = False
 

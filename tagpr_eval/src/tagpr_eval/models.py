@@ -39,7 +39,7 @@ class Prompt:
     """One prompt to be answered, with its own seed."""
 
     messages: Messages
-    """The chat."""
+    """The chat. A last turn of role `assistant` is the start of the answer: the completion is what follows it."""
     seed: int
     """Seed of the sampling; without effect when greedy."""
 
@@ -102,6 +102,11 @@ def open_model(spec: Spec, config: EvaluationConfig) -> Model:
     from tagpr_eval.openai_chat import OpenAIModel
 
     return OpenAIModel(spec.place, config.sampling, config.server)
+
+
+def is_begun(messages: Messages) -> bool:
+    """Whether the chat ends in the start of an answer, which the model is to continue."""
+    return bool(messages) and messages[-1].role == "assistant"
 
 
 def effective_seed(sampling: Sampling, seed: int) -> int:
