@@ -140,6 +140,52 @@ class DatasetManifest(Record):
     """Source rows left out, by reason."""
 
 
+AuditCheck = Literal[
+    "gold-in-profile", "near-gold-in-profile", "near-duplicate-across-splits", "user-in-several-splits",
+    "item-after-query", "duplicate-items", "empty-profile", "label-skew",
+]  # fmt: skip
+
+
+class AuditRow(Record):
+    """What one question of an audit found in one split and task of a data set."""
+
+    check: AuditCheck
+    """What was looked for; `audit.QUESTIONS` says it in words."""
+    split: Split
+    """The split."""
+    task: str
+    """Name of the task."""
+    found: int = Field(ge=0)
+    """How many of the rows looked at are concerned; for `label-skew`, those with the commonest label."""
+    rows: int = Field(ge=0)
+    """How many were looked at: examples; users for `user-in-several-splits`; profiles for `duplicate-items`."""
+    share: float = Field(ge=0, le=1)
+    """`found` / `rows`; 0 where none was looked at."""
+    ids: tuple[str, ...]
+    """The first of them in order, at most 10: ids of what `rows` counts; none for `label-skew`."""
+    detail: str
+    """What was found, for people; empty where nothing was."""
+
+
+class Audit(Record):
+    """What an audit of a data set found, as `audit.json`. Holds no time of day and no machine name."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the layout."""
+    kind: Literal["audit"] = "audit"
+    """Tells it from other files."""
+    dataset: str
+    """Name of the data set."""
+    dataset_hash: Sha256
+    """Its `content_hash`."""
+    examples: dict[Split, int]
+    """Number of examples by split."""
+    parameters: dict[str, Any]
+    """Settings of the audit: thresholds, words per shingle."""
+    rows: tuple[AuditRow, ...]
+    """One per check, split and task, in that order."""
+
+
 class Sampling(Record):
     """How text was sampled from a model; part of every row's lineage."""
 

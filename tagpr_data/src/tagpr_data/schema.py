@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from tagpr_data.records import (
+    Audit,
     Candidate,
     CorpusManifest,
     DatasetManifest,
@@ -22,7 +23,7 @@ from tagpr_data.records import (
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    Candidate, CorpusManifest, DatasetManifest, Example, PairsManifest, Prediction, PreferencePair, ProfileItem,
+    Audit, Candidate, CorpusManifest, DatasetManifest, Example, PairsManifest, Prediction, PreferencePair, ProfileItem,
     Rejected, Rollout, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
