@@ -11,13 +11,10 @@ predictions.parquet, run.json and samples.jsonl as an uninterrupted run; so do s
 their `merge`. Price: all prompts are in memory.
 """
 
-import platform
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +24,7 @@ from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.lamp import metrics
+from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import Example, Prediction, RunManifest, Sample, Task
 from tagpr_data.retrieve import Encode
 from tagpr_data.tables import frame_from_records, read_json, write_json, write_table
@@ -62,7 +60,7 @@ class Limits:
     """Model name → price of a million tokens read, and written; a model without a price is free."""
 
 
-class _BudgetSpent(Exception):
+class BudgetSpent(Exception):
     """A limit is reached: stop in good order."""
 
 
@@ -92,7 +90,7 @@ def evaluate(
         store = SampleStore(output)
         asked = {name: _Asked(name, models[name], identities[name], plan, config, store) for name in models}
         meter = meter or NoMeter()
-        purse = _Purse(limits, asked)
+        purse = Purse(limits, {name: one.samples() for name, one in asked.items()})
         try:
             if limits.shard != (1, 1):
                 for name in models:
@@ -105,7 +103,7 @@ def evaluate(
                 score(output / "prompts", name, asked[name].answer_with(meter, purse), output / "lighteval")
             status = "complete"
             store.tidy()
-        except _BudgetSpent:
+        except BudgetSpent:
             status = "partial"
         finally:
             store.close()
@@ -253,7 +251,7 @@ class _Asked:
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
 
-    def answer_with(self, meter: Meter, purse: "_Purse") -> harness.Answers:
+    def answer_with(self, meter: Meter, purse: "Purse") -> harness.Answers:
         """Give the function that lighteval's model answers through."""
 
         def answers_of(pairs: Sequence[tuple[str, str]]) -> list[str]:
@@ -275,35 +273,44 @@ class _Asked:
         """Give the model's samples that are there."""
         return [self._store[key] for key in self._sample_keys if key in self._store]
 
-    def answer_all(self, meter: Meter, purse: "_Purse", shard: tuple[int, int] = (1, 1)) -> None:
-        """Have every batch of the shard generated that has a sample missing, whole, so that its bits are those of a
-        first run."""
-        is_missing = [key not in self._store for key in self._sample_keys]
-        if not any(is_missing):
-            return
-        batches = self._model.batches(self._prompts)[shard[0] - 1 :: shard[1]]
-        todo = [batch for batch in batches if any(is_missing[index] for index in batch)]
-        total = sum(map(len, batches))
-        meter.start(self._name, total, total - sum(is_missing[index] for batch in todo for index in batch))
-        purse.check()
-
-        def finished(index: int, completion: Completion) -> None:
-            if self._sample_keys[index] not in self._store:
-                self._store.add(self._sample_keys[index], completion)
-                meter.advance((completion.input_tokens or 0) + (completion.output_tokens or 0))
-                purse.spend(self._name, completion)
-
-        self._model.generate(self._prompts, todo, finished)
+    def answer_all(self, meter: Meter, purse: "Purse", shard: tuple[int, int] = (1, 1)) -> None:
+        """Have every missing sample of the shard generated."""
+        answer_missing(self._name, self._model, self._sample_keys, self._prompts, self._store, meter, purse, shard)
 
 
-class _Purse:
+def answer_missing(
+    name: str, model: Model, keys: Sequence[str], prompts: Sequence[Prompt], store: SampleStore, meter: Meter,
+    purse: "Purse", shard: tuple[int, int] = (1, 1),
+) -> None:  # fmt: skip
+    """Have every batch of the shard generated that has a sample missing, whole, so that its bits are those of a first
+    run; `keys` are the prompts' keys in the store. Raises BudgetSpent at a limit of the purse."""
+    is_missing = [key not in store for key in keys]
+    if not any(is_missing):
+        return
+    batches = model.batches(prompts)[shard[0] - 1 :: shard[1]]
+    todo = [batch for batch in batches if any(is_missing[index] for index in batch)]
+    total = sum(map(len, batches))
+    meter.start(name, total, total - sum(is_missing[index] for batch in todo for index in batch))
+    purse.check()
+
+    def finished(index: int, completion: Completion) -> None:
+        if keys[index] not in store:
+            store.add(keys[index], completion)
+            meter.advance((completion.input_tokens or 0) + (completion.output_tokens or 0))
+            purse.spend(name, completion)
+
+    model.generate(prompts, todo, finished)
+
+
+class Purse:
     """What a run folder has used up, against its limits."""
 
-    def __init__(self, limits: Limits, asked: "dict[str, _Asked]") -> None:
+    def __init__(self, limits: Limits, samples: Mapping[str, Sequence[Sample]]) -> None:
+        """`samples`: those already there, by model."""
         self._limits = limits
         self._samples, self._tokens, self._cost = 0, 0, 0.0
-        for name, one in asked.items():
-            for sample in one.samples():
+        for name, found in samples.items():
+            for sample in found:
                 self._count(name, sample)
 
     def spend(self, model: str, completion: Completion) -> None:
@@ -316,7 +323,7 @@ class _Purse:
         used = ((self._samples, self._limits.max_samples), (self._tokens, self._limits.max_tokens),
                 (self._cost, self._limits.max_cost))  # fmt: skip
         if any(limit is not None and amount >= limit for amount, limit in used):
-            raise _BudgetSpent
+            raise BudgetSpent
 
     def _count(self, model: str, answer: Completion | Sample) -> None:
         price = self._limits.prices.get(model)
@@ -389,8 +396,8 @@ def _open(output: Path, config: EvaluationConfig, dataset: Dataset, identities: 
         config=settings,
         data=data,
         seed=config.seeds[0],
-        versions=_versions(),
-        git_revision=_git_revision(),
+        versions=versions(_PACKAGES),
+        git_revision=git_revision(),
     )
     write_json(path, manifest)
     return manifest
@@ -450,28 +457,3 @@ def _metrics(task: Task, rows: Iterable[Prediction]) -> dict[str, float]:
     golds = {row.example_id: row.gold for row in rows if row.gold is not None}
     given = {row.example_id: answers.parsed(row.text, task).answer or "" for row in rows if row.gold is not None}
     return metrics.evaluate(task, golds, given).metrics if golds else {}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_revision() -> str | None:
-    """Commit of the checkout this code lies in, `+dirty` when it has changes; None outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ("git", "-C", str(here), *arguments)
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
