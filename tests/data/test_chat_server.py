@@ -16,7 +16,7 @@ import pytest
 
 from tagpr_data.build import CorpusConfig, ServedTeacherConfig, build
 from tagpr_data.chat_server import Answer, ChatServer, ServerOptions
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import CorpusManifest, Message, Sampling
 from tagpr_data.tables import read_json
 
@@ -187,7 +187,7 @@ def test_retry_after_holds_back_every_question(stub):
 
 def test_a_server_that_stays_broken_is_an_error_that_says_so(stub):
     server = stub(lambda number, body: (502, {}, ""))
-    with pytest.raises(InputError, match=r"no answer in 3 tries, last: status 502.*same command goes on"):
+    with pytest.raises(CheckFailed, match=r"no answer in 3 tries, last: status 502.*same command goes on"):
         ask(server, retries=2)
 
 

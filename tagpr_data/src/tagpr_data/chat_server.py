@@ -1,57 +1,82 @@
-"""A client of any server with the OpenAI chat API: one question, one answer, or a clear error.
+"""The client of all servers with the OpenAI chat API: one question, one answer, or a clear error.
 
-Guarantee: an answer that did not arrive is an error, never an empty text. 408, 429, 5xx, time-outs, refused
-connections and broken answers are tried again with growing waits; a `Retry-After` holds back all questions of this
-client, not only the one that met it. Other refusals end at once, with the server's words. The key comes from a named
-environment variable and is in no message. Price: waits are real time; the caller bounds how many ask at once.
+Guarantee: an answer that did not arrive is an error, never an empty text, and nothing that was answered is asked
+again. 408, 429, 5xx, time-outs, refused and cut connections and broken answers are tried again with growing waits; a
+`Retry-After` holds back all questions to that server, not only the one that met it. Other refusals end at once, with
+the server's words. The key comes from a named environment variable and is in no message.
+
+How many questions are on their way to a server adapts (AIMD, as in TCP): 429 and 503 halve the number, answers let it
+grow by one per round until `concurrency`. Several addresses are several servers of one model: a question goes to the
+one with most room, and after a fault to another one first. Price: waits are real time; an answer is read whole into
+memory, at most 64 MiB.
 """
 
 import asyncio
+import json
 import os
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import Field
 
 from tagpr_data.config import Config
-from tagpr_data.errors import InputError, shorten
+from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.records import FinishReason, Message, Sampling
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 600.0
+_LONGEST_ANSWER_BYTES = 64 * 2**20
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos": "stop", "stop_sequence": "stop", "length": "length", "content_filter": "error",
 }  # fmt: skip
+_OWN_FIELDS = ("model", "messages", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "n")
+
+Job = TypeVar("Job")
 
 
 class ServerOptions(Config):
     """How a server is reached."""
 
-    base_url: str
-    """Address up to `/v1`, for example `http://127.0.0.1:8000/v1`; no user, password or query."""
+    base_url: str | tuple[str, ...]
+    """Address up to `/v1`, for example `http://127.0.0.1:8000/v1`, or several of servers of the same model; no user,
+    password or query."""
     model: str
     """Model name as the server knows it."""
     key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; unset means no key."""
     concurrency: int = Field(default=8, ge=1)
-    """Questions asked at once."""
+    """Most questions on their way to one address; fewer while the server says 429 or 503."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """Longest wait for one answer."""
     retries: int = Field(default=8, ge=0)
-    """Further tries after a failed one."""
+    """Further tries at every address after a failed one."""
     backoff_seconds: float = Field(default=1.0, ge=0)
     """Wait after the first failed try; doubles with each, at most 60 s."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Further fields of every request, such as `top_k` or `chat_template_kwargs`, where the server knows them."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses, at least one."""
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url
+
+    @property
+    def at_once(self) -> int:
+        """Most questions on their way to all addresses together."""
+        return self.concurrency * len(self.addresses)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What the server said."""
 
@@ -61,34 +86,134 @@ class Answer:
     output_tokens: int | None
 
 
-class _Retry(Exception):
-    """This try failed in a way that may pass; `wait_seconds` is what the server asked for."""
+@dataclass
+class _Place:
+    """One address, and how much may be asked of it now."""
 
-    def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
+    url: str
+    room: float
+    """Questions that may be on their way; between 1 and `concurrency`."""
+    proxy: str | None
+    in_flight: int = 0
+    not_before: float = 0.0
+    """Event-loop time until which nothing is asked."""
+    cut_at: float = -1.0
+    """When the room was last halved: questions sent before do not halve it again."""
+    failed_at: float = -1.0
+    """The same for `failures`."""
+    failures: int = 0
+    """In a row, counted once a round."""
+
+
+class _Retry(Exception):
+    """This try failed in a way that may pass."""
+
+    def __init__(self, reason: str, wait_seconds: float | None = None, is_overload: bool = False) -> None:
         super().__init__(reason)
         self.wait_seconds = wait_seconds
+        """What the server asked for."""
+        self.is_overload = is_overload
+
+
+@dataclass
+class _Waiting:
+    """Questions that wait for room."""
+
+    futures: list["asyncio.Future[None]"] = field(default_factory=list)
+
+    def wake(self) -> None:
+        """Let all look again."""
+        for future in self.futures:
+            if not future.done():
+                future.set_result(None)
+        self.futures.clear()
 
 
 class ChatServer:
-    """One server and model; use it within one event loop and close it there."""
+    """One model behind one or several addresses; use it within one event loop and close it there."""
 
     def __init__(self, options: ServerOptions) -> None:
-        parts = urlsplit(options.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"base_url {options.base_url!r} is no http(s) address")
-        if parts.username or parts.password or parts.query:
-            raise InputError("base_url must not carry a user, password or query; the key comes from key_env")
+        if not options.addresses or len(set(options.addresses)) < len(options.addresses):
+            raise InputError(f"base_url {list(options.addresses)} must name at least one address, each once")
+        for address in options.addresses:
+            _check_address(address)
+        if own := sorted(set(options.extra_body) & set(_OWN_FIELDS)):
+            raise InputError(f"extra_body must not set {', '.join(own)}: they come from the sampling and the prompt")
         self.options = options
-        self.url = options.base_url.rstrip("/") + "/chat/completions"
+        self._places = [
+            _Place(address.rstrip("/") + "/chat/completions", float(options.concurrency), _proxy(address))
+            for address in options.addresses
+        ]
         self._key = os.environ.get(options.key_env)
-        self._client: httpx.AsyncClient | None = None
-        self._not_before = 0.0  # event-loop time until which the server asked all to wait
+        self._session: aiohttp.ClientSession | None = None
+        self._waiting = _Waiting()
+        self._stopped = asyncio.Event()
 
-    async def ask(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> Answer:
-        """Give the answer; InputError when the server refuses or all tries failed."""
+    @property
+    def url(self) -> str:
+        """Where the first address takes questions."""
+        return self._places[0].url
+
+    @property
+    def room(self) -> int:
+        """Questions that may be on their way at present."""
+        return sum(int(place.room) for place in self._places)
+
+    async def ask(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int, extra: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """Give the answer. CheckFailed when all tries failed, InputError when the server refuses.
+
+        `extra` are further fields of this request, beside the options' own. Where the last message is the
+        assistant's, the server is asked to go on with it (`continue_final_message`, as vLLM has it) and the answer is
+        what comes after; a server that ignores the field starts anew, which no field of its answer tells.
+        """
+        payload = json.dumps(self._body(messages, sampling, seed) | dict(extra or {})).encode()
+        spread = random.Random(seed)
+        tried: set[str] = set()
+        most = (self.options.retries + 1) * len(self._places)
+        for tries in range(1, most + 1):
+            place = await self._enter(tried, spread)
+            started = _now()
+            try:
+                answer = await self._try(place, payload)
+            except _Retry as problem:
+                self._note_failure(place, problem, started)
+                if tries == most:
+                    raise CheckFailed(
+                        f"{self._where} gave no answer in {tries} tries, last: {problem}. "
+                        "All answers so far are kept; the same command goes on from there"
+                    ) from None
+                tried.add(place.url)
+                is_told_when = problem.wait_seconds is not None
+            else:
+                self._note_answer(place)
+                return answer
+            finally:
+                place.in_flight -= 1
+                self._waiting.wake()
+            if tries % len(self._places) == 0:  # all of them failed: wait
+                tried.clear()
+                growing = self.options.backoff_seconds * 2 ** (tries // len(self._places) - 1)
+                # spread, so that those who failed together do not come back together
+                await self._pause(min(growing, _LONGEST_WAIT_SECONDS) * (0.75 + spread.random() / 2), is_told_when)
+        raise AssertionError("the loop above returns or raises")
+
+    def stop(self) -> None:
+        """Ask nothing more: what is on its way still arrives, what waits for a further try ends in CheckFailed."""
+        self._stopped.set()
+        self._waiting.wake()
+
+    async def close(self) -> None:
+        """Close the connections; a later question opens new ones."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _body(self, messages: Sequence[Message], sampling: Sampling, seed: int) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.options.model,
-            "messages": [message.model_dump(mode="json") for message in messages],
+            "messages": [{"role": message.role, "content": message.content} for message in messages],
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -96,75 +221,124 @@ class ChatServer:
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        spread = random.Random(seed)
-        for tries in range(1, self.options.retries + 2):
-            await self._wait_until_welcome(spread)
-            try:
-                return await self._try(body)
-            except _Retry as problem:
-                if tries > self.options.retries:
-                    raise InputError(
-                        f"{self.url} gave no answer in {tries} tries, last: {problem}. "
-                        "All answers so far are kept; the same command goes on from there"
-                    ) from None
-                growing = min(self.options.backoff_seconds * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS)
-                if problem.wait_seconds is not None:
-                    self._not_before = max(self._not_before, _now() + problem.wait_seconds)
-                    growing = 0.0
-                # spread, so that those who failed together do not come back together
-                await asyncio.sleep(growing * (0.75 + spread.random() / 2))
-        raise AssertionError("the loop above returns or raises")
+        if messages[-1].role == "assistant":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body | self.options.extra_body
 
-    async def close(self) -> None:
-        """Close the connections; a later question opens new ones."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+    @property
+    def _where(self) -> str:
+        return ", ".join(place.url for place in self._places)
 
-    async def _wait_until_welcome(self, spread: random.Random) -> None:
-        while (wait := self._not_before - _now()) > 0:
-            await asyncio.sleep(wait + spread.random() * 0.1)
+    async def _enter(self, tried: Collection[str], spread: random.Random) -> _Place:
+        """Wait for a place with room, one not yet tried before one that was; its room is taken."""
+        while True:
+            if self._stopped.is_set():
+                raise CheckFailed(f"{self._where}: stopped before there was an answer")
+            now = _now()
+            free = [place for place in self._places if place.not_before <= now and place.in_flight < int(place.room)]
+            if free:
+                place = min(free, key=lambda place: (place.url in tried, place.in_flight / place.room))
+                place.in_flight += 1
+                return place
+            held = [place.not_before - now for place in self._places if place.not_before > now]
+            changed = asyncio.get_running_loop().create_future()
+            self._waiting.futures.append(changed)
+            await asyncio.wait([changed], timeout=min(held) + spread.random() * 0.1 if held else None)
 
-    async def _try(self, body: dict[str, Any]) -> Answer:
-        import httpx
+    async def _pause(self, seconds: float, is_told_when: bool) -> None:
+        if is_told_when:  # `_enter` waits as long as the server asked for
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopped.wait()
 
-        if self._client is None:
-            headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            timeout = httpx.Timeout(self.options.timeout_seconds, pool=None)
-            limits = httpx.Limits(max_connections=self.options.concurrency)
-            self._client = httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits)
+    def _note_answer(self, place: _Place) -> None:
+        place.failures = 0
+        place.room = min(float(self.options.concurrency), place.room + 1 / place.room)
+
+    def _note_failure(self, place: _Place, problem: _Retry, started: float) -> None:
+        now = _now()
+        if problem.is_overload and started > place.cut_at:
+            place.room, place.cut_at = max(1.0, place.room / 2), now
+        if problem.wait_seconds is not None:
+            place.not_before = max(place.not_before, now + problem.wait_seconds)
+        elif len(self._places) > 1 and started > place.failed_at:  # the others answer meanwhile
+            wait = min(self.options.backoff_seconds * 2 ** min(place.failures, 10), _LONGEST_WAIT_SECONDS)
+            place.not_before = max(place.not_before, now + wait)
+            place.failures, place.failed_at = place.failures + 1, now
+
+    async def _try(self, place: _Place, payload: bytes) -> Answer:
+        import aiohttp
+
+        if self._session is None:
+            self._session = _open_session(self.options, self._key)
         try:
-            async with asyncio.timeout(self.options.timeout_seconds):  # httpx's own limit is per piece of data
-                response = await self._client.post(self.url, json=body)
-        except (httpx.TimeoutException, TimeoutError):
+            async with self._session.post(
+                place.url, data=payload, proxy=place.proxy, allow_redirects=False
+            ) as response:
+                content = await _read_whole(response)
+                status, wait = response.status, _retry_after(response.headers.get("retry-after"))
+        except TimeoutError:
             raise _Retry(f"no answer within {self.options.timeout_seconds:g} s") from None
-        except httpx.TransportError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise _Retry(f"{type(error).__name__}: {error}") from None
-        if response.status_code in (408, 429) or response.status_code >= 500:
-            wait = _retry_after(response.headers.get("retry-after"))
-            raise _Retry(f"status {response.status_code}", wait)
-        if response.status_code != 200:
-            words = response.text.replace(self._key, "…") if self._key else response.text
-            raise InputError(
-                f"{self.url} refused model {self.options.model!r} with status {response.status_code}: "
-                f"{shorten(words, 300)}; the key is read from {self.options.key_env} "
-                f"({'set' if self._key else 'not set'})"
-            )
-        return _answer(response)
+        if status == 200:
+            return read_answer(content)
+        words = content[:1000].decode("utf-8", "replace")
+        words = shorten(words.replace(self._key, "…") if self._key else words, 300)
+        if status in (408, 429) or status >= 500:
+            raise _Retry(f"status {status}, {words}", wait, status in (429, 503))
+        raise InputError(
+            f"{place.url} refused model {self.options.model!r} with status {status}: {words}; "
+            f"the key is read from {self.options.key_env} ({'set' if self._key else 'not set'})"
+        )
 
 
-def _answer(response: "httpx.Response") -> Answer:
-    """Read an answer; whatever is broken in it is worth another try."""
+async def work_through(
+    jobs: Iterable[Job], work: Callable[[Job], Awaitable[None]], at_once: int, server: ChatServer
+) -> None:
+    """Do all jobs, at most `at_once` together, then close the server. After an error no new job starts, but answers
+    on their way are still taken in (they are paid for); then the first error is raised."""
+    errors: list[Exception] = []
+    todo = iter(jobs)
+
+    async def worker() -> None:
+        for job in todo:
+            try:
+                await work(job)
+            except Exception as error:  # raised below, when what is on its way has arrived
+                errors.append(error)
+                server.stop()
+            if errors:
+                return
+
     try:
-        value = response.json()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except ExceptionGroup as group_of_errors:
+        raise group_of_errors.exceptions[0] from None
+    finally:
+        await server.close()
+    if errors:
+        raise errors[0]
+
+
+def read_answer(content: bytes) -> Answer:
+    """Read the body of an answer; whatever is broken in it is worth another try."""
+    try:
+        try:
+            value = json.loads(content)
+        except UnicodeDecodeError:
+            value = json.loads(content.decode("utf-8", "replace"))
         choice = value["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _Retry(f"not a chat completion: {shorten(response.text)}") from None
+        text, reason = _text(choice["message"]), choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise _Retry(f"not a chat completion: {shorten(content[:200])}") from None
     finish = _FINISH.get(reason) if isinstance(reason, str) else None
     if finish == "error" and text is None:
         text = ""
-    if not isinstance(text, str) or finish is None:
+    if text is None or finish is None:
         raise _Retry(f"content {shorten(text)} with finish_reason {reason!r}; expected text ended by stop or length")
     usage = value.get("usage")
     counts: dict[str, Any] = usage if isinstance(usage, dict) else {}
@@ -176,8 +350,18 @@ def _answer(response: "httpx.Response") -> Answer:
     )
 
 
+def _text(message: Mapping[str, Any]) -> str | None:
+    """The raw completion: some servers hand the think block out on its own, here it is put back in front; without
+    content it was never closed."""
+    content = message.get("content")
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if isinstance(thought, str) and thought:
+        return f"<think>{thought}" + (f"</think>{content}" if isinstance(content, str) else "")
+    return content if isinstance(content, str) else None
+
+
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31 else None
 
 
 def _retry_after(header: str | None) -> float | None:
@@ -192,6 +376,42 @@ def _retry_after(header: str | None) -> float | None:
         except ValueError:
             return None
     return min(max(0.0, seconds), _LONGEST_RETRY_AFTER_SECONDS) if seconds == seconds else None  # noqa: PLR0124 - NaN
+
+
+def _open_session(options: ServerOptions, key: str | None) -> "aiohttp.ClientSession":
+    import aiohttp
+
+    return aiohttp.ClientSession(
+        headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
+        timeout=aiohttp.ClientTimeout(total=options.timeout_seconds),
+        connector=aiohttp.TCPConnector(limit=0, enable_cleanup_closed=False),  # `room` is the limit
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
+async def _read_whole(response: "aiohttp.ClientResponse") -> bytes:
+    pieces: list[bytes] = []
+    length = 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        length += len(piece)
+        if length > _LONGEST_ANSWER_BYTES:
+            raise _Retry(f"an answer of more than {_LONGEST_ANSWER_BYTES // 2**20} MiB")
+    return b"".join(pieces)
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.username or parts.password or parts.query:
+        raise InputError("base_url must not carry a user, password or query; the key comes from key_env")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"base_url {address!r} is no http(s) address")
+
+
+def _proxy(address: str) -> str | None:
+    """Give the proxy that the environment names for this address."""
+    parts = urlsplit(address)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
 
 
 def _now() -> float:

@@ -62,7 +62,9 @@ def run(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts computed together at most (hf).")] = 64,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (hf).")] = "auto",
-    base_url: Annotated[str | None, typer.Option(help="Server address, such as http://127.0.0.1:8000/v1.")] = None,
+    base_url: Annotated[
+        list[str] | None, typer.Option(help="Server address, such as http://127.0.0.1:8000/v1; or several.")
+    ] = None,
     api_key_env: Annotated[str, typer.Option(help="Environment variable with the server's key.")] = "OPENAI_API_KEY",
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 16,
     timeout_seconds: Annotated[float, typer.Option(help="Longest wait for one answer of a server.")] = 120.0,
@@ -80,7 +82,7 @@ def run(
         "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stop": stop or []},
         "local": {"batch_size": batch_size, "dtype": dtype},
         "server": {
-            "base_url": base_url, "api_key_env": api_key_env, "concurrency": concurrency,
+            "base_url": base_url or None, "api_key_env": api_key_env, "concurrency": concurrency,
             "timeout_seconds": timeout_seconds, "retries": retries,
         },
     }  # fmt: skip

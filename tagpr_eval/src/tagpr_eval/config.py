@@ -23,18 +23,21 @@ Seed = Annotated[int, Field(ge=0)]
 class ServerOptions(Config):
     """How an OpenAI-compatible server is asked."""
 
-    base_url: str | None = None
-    """Address up to and without `/chat/completions`, for example `http://127.0.0.1:8000/v1`."""
+    base_url: str | tuple[str, ...] | None = None
+    """Address up to and without `/chat/completions`, for example `http://127.0.0.1:8000/v1`; or several, of servers
+    of the same model."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; unset means no key is sent."""
     concurrency: int = Field(default=16, ge=1)
-    """Requests in flight."""
+    """Most requests in flight to one address; 429 and 503 halve them for a while."""
     timeout_seconds: float = Field(default=120.0, gt=0)
     """Longest wait for one answer."""
     retries: int = Field(default=6, ge=0)
     """Further tries after 429, 5xx, a time-out, a broken answer or a refused connection."""
     backoff_seconds: float = Field(default=1.0, gt=0)
     """Wait before the first retry; doubles each time, at most a minute, unless the server says `Retry-After`."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Further fields of every request, such as `top_k` or `chat_template_kwargs`; part of the model's identity."""
 
 
 class LocalOptions(Config):
