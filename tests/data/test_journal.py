@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tagpr_data.errors import InputError
-from tagpr_data.journal import Journal, folder_lock
-from tagpr_data.records import Message
+from tagpr_data.journal import IndexedJournal, Journal, folder_lock
+from tagpr_data.records import Message, Rejected, Sampling
 
 
 def message(number: int) -> Message:
@@ -102,3 +102,28 @@ def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path: Pat
         except InputError:
             time.sleep(0.1)
     pytest.fail("the lock did not go with its process")
+
+
+def pointed(number: int, text: str) -> Rejected:
+    return Rejected(
+        id=f"{number:064x}", example_id="e", task="t", user_id="u", retriever="bm25", k=0, item_ids=(), messages=(),
+        prompt_hash="0" * 64, teacher="t", teacher_revision="1", sampling=Sampling(), seed=0, attempt=0, text=text,
+        finish_reason="stop", reason="grammar", detail="",
+    )  # fmt: skip
+
+
+def test_an_indexed_journal_reads_back_any_row_after_a_torn_line_and_the_later_of_two(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    rows = [pointed(1, "one\u2028é"), pointed(2, "two"), pointed(1, "one again")]
+    with IndexedJournal(path, Rejected) as journal:
+        for row in rows:
+            journal.append(row)
+        assert journal.read(rows[1].id) == rows[1]
+    with path.open("ab") as file:
+        file.write(b'{"id": "torn')
+    seen: list[Rejected] = []
+    with IndexedJournal(path, Rejected, seen.append) as journal:
+        assert seen == rows and len(journal) == 2
+        assert rows[0].id in journal and f"{9:064x}" not in journal
+        journal.append(pointed(3, "three"))
+        assert [journal.read(f"{number:064x}").text for number in (3, 1, 2)] == ["three", "one again", "two"]

@@ -13,9 +13,11 @@ from tagpr_data.tables import (
     arrow_schema,
     atomic_path,
     frame_from_records,
+    iter_records,
     read_json,
     read_records,
     read_table,
+    table_writer,
     write_json,
     write_table,
 )
@@ -113,3 +115,27 @@ def test_a_disk_that_fills_up_leaves_nothing_under_the_final_name(tmp_path: Path
     assert run.returncode == 1
     assert run.stderr.startswith("error: File too large")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_records_written_and_read_one_by_one_are_the_same_bytes_however_they_came(tmp_path):
+    rows = [Message(role="user", content=f"question {number}") for number in range(7)]
+    for name in ("a", "b"):
+        with table_writer(tmp_path / f"{name}.parquet", Message, group_rows=3) as write:
+            for row in rows:
+                write(row)
+            assert not (tmp_path / f"{name}.parquet").exists()
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert list(iter_records(tmp_path / "a.parquet", Message, batch_rows=2)) == rows
+    with table_writer(tmp_path / "none.parquet", Message):
+        pass
+    assert list(iter_records(tmp_path / "none.parquet", Message)) == []
+
+
+def test_a_table_that_is_torn_or_of_another_record_is_named_when_read_one_by_one(tmp_path):
+    with table_writer(tmp_path / "a.parquet", Message) as write:
+        write(Message(role="user", content="x"))
+    with pytest.raises(InputError, match=r"a\.parquet has the columns .* Step needs"):
+        list(iter_records(tmp_path / "a.parquet", Step))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 torn")
+    with pytest.raises(InputError, match=r"a\.parquet is not a whole Parquet file"):
+        list(iter_records(tmp_path / "a.parquet", Message))

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import types
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -157,6 +157,58 @@ def read_records(path: Path, model: type[R]) -> list[R]:
         except ValidationError as error:
             raise InputError(f"{path}, row {index}: {explain(error)}") from None
     return records
+
+
+def iter_records(path: Path, model: type[R], batch_rows: int = 1_000) -> Iterator[R]:
+    """Read a Parquet file as validated records, `batch_rows` of them in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    index = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            if set(file.schema_arrow.names) != set(model.model_fields):
+                found = sorted(file.schema_arrow.names)
+                raise InputError(f"{path} has the columns {found}; {model.__name__} needs {sorted(model.model_fields)}")
+            for batch in file.iter_batches(batch_rows, use_threads=False):
+                for row in batch.to_pylist():
+                    yield model.model_validate(row)
+                    index += 1
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a whole Parquet file: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        raise InputError(f"{path}, row {index}: {explain(error)}") from None
+
+
+@contextmanager
+def table_writer(
+    path: Path, model: type[Record], group_rows: int = 5_000
+) -> Generator[Callable[[Record], None], None, None]:
+    """Give a function that appends a record to a Parquet file, which appears under its name when the block ends.
+
+    The rows stay in the order they come in; `group_rows` of them are held in memory, and bytes depend on rows alone.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema(model)
+    waiting: list[dict[str, Any]] = []
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
+        def write(record: Record) -> None:
+            waiting.append(record.model_dump(mode="python"))
+            if len(waiting) >= group_rows:
+                flush()
+
+        yield write
+        flush()
+        writer.close()
 
 
 def content_hash(tasks: Sequence[Record], files: dict[str, FileEntry], extra: Sequence[str] = ()) -> str:
