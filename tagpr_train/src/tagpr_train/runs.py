@@ -11,17 +11,15 @@ Guarantee: a folder is used by one process at a time and by one configuration ev
 import errno
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError, shorten
+from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import RunManifest
 from tagpr_data.tables import read_json, write_json
 
@@ -52,7 +50,7 @@ def open_run(
         config=settings,
         data=dict(data),
         seed=seed,
-        versions=versions(),
+        versions=versions(PACKAGES),
         git_revision=git_revision(),
     )
     write_json(path, manifest)
@@ -64,28 +62,6 @@ def finish_run(
 ) -> None:
     """Rewrite the manifest with how the run ended."""
     write_json(folder / "run.json", manifest.model_copy(update={"status": status, "results": results}))
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of Python, the platform and `PACKAGES`, as far as they are installed."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()}-{platform.machine()}"}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def git_revision() -> str | None:
-    """Give the commit of the checkout this code lies in, `+dirty` when it has changes; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = _git(here, "rev-parse", "HEAD")
-        dirty = _git(here, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit}+dirty" if dirty else commit
 
 
 @contextmanager
@@ -148,8 +124,3 @@ def _same(folder: Path, what: str, found: Mapping[str, Any], wanted: Mapping[str
                 f"{folder} holds a run of other {what}: {key} is {shorten(found.get(key))} there and "
                 f"{shorten(wanted.get(key))} now; choose another output folder"
             )
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
