@@ -2,8 +2,8 @@
 
     .venv/bin/python tests/bench/bench_tags.py [--repeats 5] [--json]
 
-Claim: at least 20,000 traces/s or 50 MB/s (1 MB = 10^6 bytes of UTF-8) for every kind but "12 steps", the most steps
-a trace may have, of which nine cite: shown only. Best of the repeats, process time. Exit code 1 when a claim fails.
+Claim: at least 20,000 traces/s or 50 MB/s (1 MB = 10^6 bytes of UTF-8) for every kind; "12 steps" is the most steps a
+trace may have, of which nine cite. Best of the repeats, process time. Exit code 1 when a claim fails.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TAGSET = load_tagset()
 ITEMS = [
     ProfileItem(profile_id="p", position=n, item_id=str(n), text="the quick fox " * 40, label="glx") for n in range(K)
 ]
-CLAIMED = ("short", "long", "broken", "cut")
+CLAIMED = ("short", "12 steps", "long", "broken", "cut")
 TAGS = ("examine_examples", "identify_patterns", "infer_preference", "analyze_query", "verify_answer")
 
 

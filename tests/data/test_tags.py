@@ -249,6 +249,30 @@ def test_rendered_steps_and_answer_are_parsed_back(pairs: list[tuple[str, str]],
     assert (parsed.steps, parsed.answer) == (steps, answer)
 
 
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "<think>", "</think>", "<analyze_query>", "</analyze_query>", "<infer_preference>", "</infer_preference>",
+            "<examine_examples>", "</examine_examples>", "<identify_patterns>", "</identify_patterns>", "<b>", "\n",
+            " ", "word", "[P1]", "[P2] [P1]", "[P9]", "[P]", "\u200b",
+            "<think>\n<infer_preference>x</infer_preference>\n",
+            "<verify_answer>y</verify_answer>", "</think>\nanswer",
+        ]
+    ),
+    max_size=14,
+).map("".join)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(PIECES, st.none() | st.integers(0, 3))
+def test_the_short_way_for_valid_texts_gives_what_the_long_way_gives(text: str, k: int | None):
+    whole = f"<think>{INFER}{text}{VERIFY}</think>x"
+    for each in (text, whole):
+        long_way = tags._parse_any(each, TAGSET, k)
+        assert parse(each, TAGSET, k) == long_way
+        assert (tags._parse_valid(each, TAGSET, k) is not None) == long_way.is_valid
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_one_removed_or_doubled_piece_of_markup_makes_a_trace_invalid(random: random.Random):
