@@ -15,6 +15,8 @@ Records are frozen, refuse unknown keys, and document each field in place; `sche
                       manifest.json           PairsManifest     (written last)
     run folder        predictions/*.parquet   Prediction
                       run.json                RunManifest
+      + faithfulness/   interventions.parquet   Intervention
+                      faithfulness.json       Faithfulness
 """
 
 from typing import Annotated, Any, Literal
@@ -26,6 +28,9 @@ FORMAT_VERSION = 1
 
 Split = Literal["train", "validation", "test"]
 TaskKind = Literal["classification", "rating", "generation"]
+Protocol = Literal["generation", "log-likelihood"]
+"""How an answer is got from a model: it writes one, or that label of the task is taken whose text is likeliest to
+follow the prompt. Numbers of the two are not compared."""
 FinishReason = Literal["stop", "length", "error"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -432,14 +437,19 @@ class Prediction(Record):
     """Items in the prompt, `[P1]` first."""
     prompt_hash: Sha256
     """Which prompt; equal prompts are answered once."""
+    protocol: Protocol = "generation"
+    """How the answer was got."""
     text: str
-    """Raw completion."""
+    """Raw completion; in protocol log-likelihood the likeliest label."""
     finish_reason: FinishReason
     """`length` means it was cut."""
     input_tokens: int | None = None
     """Prompt tokens."""
     output_tokens: int | None = None
     """Completion tokens."""
+    label_logprobs: tuple[float, ...] | None = None
+    """Protocol log-likelihood: of each label of the task, in their order, the log-probability in nats (natural
+    logarithm) that it follows the prompt, summed over its tokens."""
     gold: str | None = None
     """Gold answer."""
 
@@ -448,15 +458,17 @@ class Sample(Record):
     """What a model wrote for one prompt; a line of `samples.jsonl` in an evaluation's run folder."""
 
     key: Sha256
-    """Hash of model identity, prompt, sampling and seed: equal requests are made once."""
+    """Hash of model identity, prompt, sampling, chat options, seed and labels: equal requests are made once."""
     text: str
-    """Raw completion."""
+    """Raw completion; in protocol log-likelihood the likeliest label."""
     finish_reason: FinishReason
     """`length` means it was cut."""
     input_tokens: int | None = None
     """Prompt tokens, where counted."""
     output_tokens: int | None = None
     """Completion tokens, where counted."""
+    label_logprobs: tuple[float, ...] | None = None
+    """Protocol log-likelihood: log-probability in nats of each label."""
 
 
 class RunManifest(Record):
@@ -480,6 +492,151 @@ class RunManifest(Record):
     """Commit of the checkout, `+dirty` when it had changes; None outside a checkout."""
     results: dict[str, Any] = {}
     """Headline numbers, filled at the end."""
+
+
+InterventionAction = Literal[
+    "regenerate", "relabel", "rewrite", "remove", "repeat", "delete", "replace", "transplant", "cut"
+]
+"""What was done to a prompt or a trace; `tagpr_eval.faithfulness` says each in words."""
+
+
+class Intervention(Record):
+    """One change to what a model read or had thought, and what became of its answer; a row of
+    `interventions.parquet`."""
+
+    model: str
+    """Model as named in the run."""
+    task: str
+    """Task name."""
+    retriever: str
+    """Retriever of the answer that was looked into."""
+    k: int = Field(ge=0)
+    """Its k."""
+    style: str
+    """Its prompt style."""
+    seed: int
+    """Its seed."""
+    example_id: str
+    """The example answered."""
+    user_id: str
+    """Its user: the cluster of the statistics."""
+    steps: int = Field(ge=0)
+    """Steps of the recorded trace."""
+    action: InterventionAction
+    """What was done; `regenerate` and `repeat` change nothing, the others are compared to them."""
+    target: Literal["cited", "uncited"] | None = None
+    """Which items were changed; None where the trace was."""
+    tag: str | None = None
+    """Items: those that steps of this tag cite, None for all steps. Trace: the tag of the step."""
+    step: int | None = None
+    """delete, replace: number of the step, from 1. cut: how many steps were left."""
+    items: tuple[int, ...] = ()
+    """Numbers n of the changed items `[Pn]`, as the recorded prompt counts them."""
+    expected: str | None = None
+    """The label an answer that follows the change would give; None where there is none."""
+    donor_example_id: str | None = None
+    """The other user's example a step, a trace or words were taken from."""
+    prompt_hash: Sha256
+    """What was asked, the start of the answer included."""
+    text: str
+    """Raw completion; for a change of the trace, what came after the closed think block."""
+    answer: str | None
+    """The answer found in it (`answers.parsed`); None where there was none."""
+    base_answer: str
+    """The answer without the change."""
+    is_changed: bool
+    """Whether the answer is another one, or none."""
+    is_following: bool | None
+    """Whether it went where the change pointed; None where the change points nowhere."""
+    score: float | None = Field(ge=0, le=1)
+    """Worth of the answer (`lamp.metrics.reward`); None without gold."""
+
+
+class FaithfulnessMeasure(Record):
+    """One share or mean over the interventions of one cell, with its 95 % interval, clustered by user."""
+
+    model: str
+    """Model."""
+    task: str
+    """Task."""
+    retriever: str
+    """Retriever."""
+    k: int = Field(ge=0)
+    """Items asked for."""
+    style: str
+    """Prompt style."""
+    action: InterventionAction | Literal["ground"]
+    """What was done; `ground`: nothing, the recorded claims were looked up."""
+    target: Literal["cited", "uncited", "difference"] | None = None
+    """Changed items; `difference`: cited minus uncited, on the answers that have both."""
+    measure: Literal["reproduced", "changed", "follows", "unreadable", "equal", "score", "early", "gain", "holds"]
+    """What is measured."""
+    tag: str | None = None
+    """Tag; None for all together."""
+    step: int | None = None
+    """Steps left, for the curve."""
+    value: float
+    """On all rows."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end."""
+    n: int = Field(ge=1)
+    """Rows: answers, steps, or (ground) steps with claims."""
+    users: int = Field(ge=1)
+    """Users among them."""
+
+
+class FaithfulnessCell(Record):
+    """What became of the answers of one cell; nothing is left out without a reason."""
+
+    model: str
+    """Model."""
+    task: str
+    """Task."""
+    retriever: str
+    """Retriever."""
+    k: int = Field(ge=0)
+    """Items asked for."""
+    style: str
+    """Prompt style."""
+    drawn: int = Field(ge=0)
+    """Recorded answers drawn; seeds together."""
+    examined: int = Field(ge=0)
+    """Those that could be intervened on."""
+    skipped: dict[str, int]
+    """The others, by reason."""
+    not_made: dict[str, int]
+    """Interventions that were impossible on examined answers, by reason."""
+
+
+class Faithfulness(Record):
+    """Whether answers follow the reasoning, as `faithfulness.json`; rewritten with status `complete` at its end."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["faithfulness"] = "faithfulness"
+    """Tells it from other files."""
+    status: Literal["running", "complete", "partial"]
+    """`partial`: stopped on purpose before the end, by a budget."""
+    settings: dict[str, Any]
+    """Models, cells, examples and seed."""
+    predictions_sha256: Sha256
+    """The run's predictions.parquet that was looked into."""
+    data: dict[str, str]
+    """Content hash of the data set, by name."""
+    models: dict[str, str]
+    """Identity of each model asked, by name."""
+    run_models: dict[str, str]
+    """Identity the run recorded for it; another one means that another model, machine or address was asked."""
+    versions: dict[str, str]
+    """Package versions, Python, platform."""
+    git_revision: str | None = None
+    """Commit of the checkout, `+dirty` when it had changes; None outside a checkout."""
+    cells: tuple[FaithfulnessCell, ...] = ()
+    """What was looked into, filled at the end."""
+    measures: tuple[FaithfulnessMeasure, ...] = ()
+    """What was found, filled at the end."""
 
 
 class Rollout(Record):

@@ -9,6 +9,8 @@ from tagpr_data.records import (
     CorpusManifest,
     DatasetManifest,
     Example,
+    Faithfulness,
+    Intervention,
     PairsManifest,
     Prediction,
     PreferencePair,
@@ -23,8 +25,8 @@ from tagpr_data.records import (
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    Audit, Candidate, CorpusManifest, DatasetManifest, Example, PairsManifest, Prediction, PreferencePair, ProfileItem,
-    Rejected, Rollout, RunManifest, Sample, Task, Trace,
+    Audit, Candidate, CorpusManifest, DatasetManifest, Example, Faithfulness, Intervention, PairsManifest, Prediction,
+    PreferencePair, ProfileItem, Rejected, Rollout, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 
