@@ -8,10 +8,10 @@ import pytest
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.files import read_outputs
 from tagpr_data.records import Prediction
-from tagpr_data.tables import read_records
+from tagpr_data.tables import read_records, sha256_text
 from tagpr_eval.config import EvaluationConfig, read_prices, read_shard
 from tagpr_eval.export import export_lamp
-from tagpr_eval.run import Limits, evaluate, merge
+from tagpr_eval.run import Limits, evaluate, merge, summary
 
 
 def only_ask(prompts, name, answer, output):
@@ -66,7 +66,7 @@ def test_shards_of_different_grids_do_not_merge(toy_data, server, tmp_path):
 def test_a_limit_stops_with_a_marked_part_and_a_higher_one_goes_on_to_the_same_end(toy_data, server, tmp_path):
     manifest = run(config(toy_data, server), tmp_path / "run", limits=Limits(max_samples=7))
     assert manifest.status == "partial"
-    assert len(server.answered) == 7
+    assert len(server.answered) == 7  # of users without items, an example has the same prompt in both cells
     rows = [row for row in read_records(tmp_path / "run" / "predictions.parquet", Prediction) if row.model == "t"]
     assert len({row.prompt_hash for row in rows}) == 7
     cells = [cell for cell in manifest.results["cells"] if cell["model"] == "t"]
@@ -77,6 +77,59 @@ def test_a_limit_stops_with_a_marked_part_and_a_higher_one_goes_on_to_the_same_e
     assert set(server.answered.values()) == {1}
     run(config(toy_data, server), tmp_path / "whole")
     assert content(tmp_path / "run") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("limit", [Limits(max_samples=25), Limits(max_tokens=30 * 500)])
+def test_a_part_is_the_same_examples_in_every_cell_in_the_order_of_the_draw(toy_data, tiny_model, tmp_path, limit):
+    """The model plans its batches longest first; a part must not be the long prompts."""
+    grid = config(
+        toy_data, models=(f"m=hf:{tiny_model}", f"n=hf:{tiny_model}"), k=(0, 1, 2), local={"batch_size": 2},
+        sampling={"max_new_tokens": 4}, per_model={"n": {"max_new_tokens": 3}},
+    )  # fmt: skip
+    manifest = run(grid, tmp_path / "run", limits=limit)
+    rows = read_records(tmp_path / "run" / "predictions.parquet", Prediction)
+    everything = sorted(
+        (f"{t}-{u}-{n}" for t in ("colour", "note") for u in range(5) for n in range(3)), key=sha256_text
+    )
+    for model in ("m", "n"):
+        cells = {}
+        for row in rows:
+            if row.model == model:
+                cells.setdefault(row.k, set()).add(row.example_id)
+        kept = cells[0]
+        assert 2 <= len(kept) < 30
+        assert kept == set(everything[: len(kept)])
+        assert set(map(frozenset, cells.values())) == {frozenset(kept)}
+    assert manifest.status == "partial"
+    assert {cell["n"] for cell in manifest.results["cells"]} != {0}
+
+
+def test_a_limit_that_no_example_fits_leaves_an_empty_part_that_says_so(toy_data, server, tmp_path):
+    manifest = run(
+        config(toy_data, server, models=("t=openai:tiny",), k=(1, 2, 3, 4), seeds=(0, 1), retrievers=("random",)),
+        tmp_path / "run", limits=Limits(max_samples=1),
+    )  # fmt: skip
+    assert manifest.status == "partial"
+    assert all(cell["n"] + cell["missing"] == 15 for cell in manifest.results["cells"])
+    assert "n=0" in summary(manifest)
+    assert "(15 missing)" in summary(manifest)
+
+
+def test_models_are_asked_in_their_own_style_and_length(toy_data, server, tmp_path):
+    grid = config(
+        toy_data, server, models=("base=openai:tiny", "tuned=openai:tiny", "knn"), styles=("trace",), tasks=("colour",),
+        per_model={"base": {"styles": ["direct"], "max_new_tokens": 7}}, sampling={"max_new_tokens": 99},
+    )  # fmt: skip
+    manifest = run(grid, tmp_path / "run")
+    rows = read_records(tmp_path / "run" / "predictions.parquet", Prediction)
+    assert {(row.model, row.style) for row in rows} == {("base", "direct"), ("tuned", "trace"), ("knn", "direct")}
+    lengths = {body["max_tokens"] for _, _, body in server.requests}
+    assert lengths == {7, 99}
+    assert len({cell["cell"] for cell in manifest.results["cells"]}) == 5
+    described = json.loads((tmp_path / "run" / "prompts" / "base" / "cells.json").read_text())
+    assert {(cell["name"].split(".")[3], cell["max_new_tokens"]) for cell in described} == {("direct", 7)}
+    with pytest.raises(ValueError, match="per_model names 'other', which is none of the models: base, tuned"):
+        config(toy_data, models=("base=openai:a", "tuned=openai:b"), per_model={"other": {}})
 
 
 def test_tokens_and_cost_are_limited_by_what_the_server_says(toy_data, server, tmp_path):

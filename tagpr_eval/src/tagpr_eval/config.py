@@ -1,4 +1,5 @@
-"""Settings of an evaluation. One grid says all: models × tasks × retrievers × k × styles × seeds on one data set.
+"""Settings of an evaluation. One grid says all: models × tasks × retrievers × k × styles × seeds × protocols on one
+data set.
 
 `tagpr-eval run` fills it from its options, `tagpr-eval ablate` from a TOML file. Importing this loads no torch.
 """
@@ -14,10 +15,48 @@ from pydantic import Field, ValidationError, model_validator
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError
 from tagpr_data.prompts import PromptOptions, Style
-from tagpr_data.records import Sampling, Split
+from tagpr_data.records import Protocol, Sampling, Split
 from tagpr_data.tables import explain
 
 Seed = Annotated[int, Field(ge=0)]
+Thinking = Literal["auto", "on", "off"]
+
+
+class Decoding(Sampling):
+    """How models write."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """Draw from so many likeliest tokens only; None from all. Before `top_p`; without effect when greedy."""
+
+
+class ChatOptions(Config):
+    """What is put around a prompt. All of it is part of the identity of every answer."""
+
+    system_prompt: str | None = None
+    """Text before the style's own instruction in the system turn, a blank line between; that instruction stays, as it
+    says which form the answer has. `system_prompt_file` reads it from a file instead."""
+    thinking: Thinking = "auto"
+    """on, off: what chat templates that know `enable_thinking` are told, also those of servers; auto: nothing."""
+    template: str | None = None
+    """Jinja chat template instead of the model's own (`hf:` models). `template_file` reads it from a file instead."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: Any) -> Any:
+        """Put the text of files in place of their names: the settings of a run hold what it was asked with."""
+        if not isinstance(values, dict):
+            return values
+        read: dict[str, Any] = dict(values)  # pyright: ignore[reportUnknownArgumentType] - pydantic gives what it got
+        for name in ("system_prompt", "template"):
+            if (path := read.pop(f"{name}_file", None)) is None:
+                continue
+            if read.get(name) is not None:
+                raise ValueError(f"{name} and {name}_file are both given; which one is meant?")
+            try:
+                read[name] = Path(path).read_text(encoding="utf-8").strip("\n" if name == "system_prompt" else "")
+            except (OSError, UnicodeDecodeError, TypeError) as error:
+                raise ValueError(f"{name}_file {path!r} cannot be read: {error}") from None
+        return read
 
 
 class ServerOptions(Config):
@@ -53,6 +92,15 @@ class LocalOptions(Config):
     """auto: bf16 on a GPU and on CPUs that multiply in bf16, else float32."""
 
 
+class ModelOptions(Config):
+    """What one model is asked in place of what all are asked; None leaves it at that."""
+
+    styles: Annotated[tuple[Style, ...], Field(min_length=1)] | None = None
+    """Prompt styles."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest completion."""
+
+
 class EvaluationConfig(Config):
     """One evaluation: every combination is a cell."""
 
@@ -82,16 +130,23 @@ class EvaluationConfig(Config):
     """Cut the input after so many words."""
     tagset: str | None = None
     """Tag-set file; None is the shipped one."""
-    sampling: Sampling = Sampling()
+    protocols: tuple[Protocol, ...] = ("generation",)
+    """How an answer is got (`records.Protocol`). `log-likelihood`: `hf:` models, tasks with labels, style direct."""
+    sampling: Decoding = Decoding()
     """How models write."""
+    chat: ChatOptions = ChatOptions()
+    """What is put around a prompt."""
     local: LocalOptions = LocalOptions()
     """For `hf:` models."""
     server: ServerOptions = ServerOptions()
     """For `openai:` models."""
+    per_model: dict[str, ModelOptions] = Field(default={})
+    """What single models are asked instead, by name: a model that was not taught to reason is asked in another style
+    than one that was."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
-        for name in ("models", "tasks", "retrievers", "k", "styles", "seeds"):
+        for name in ("models", "tasks", "retrievers", "k", "styles", "seeds", "protocols"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} names something twice: {', '.join(map(str, values))}")
@@ -99,9 +154,35 @@ class EvaluationConfig(Config):
                 raise ValueError(f"{name} is empty")
         return self
 
+    @model_validator(mode="after")
+    def _per_model_names(self) -> Self:
+        names = [model_name(text) for text in self.models]
+        if strangers := [name for name in self.per_model if name not in names]:
+            raise ValueError(f"per_model names {strangers[0]!r}, which is none of the models: {', '.join(names)}")
+        return self
+
+    def for_model(self, name: str) -> "EvaluationConfig":
+        """Give the settings one model is asked with."""
+        own = self.per_model.get(name, ModelOptions())
+        sampling = self.sampling
+        if own.max_new_tokens is not None:
+            sampling = sampling.model_copy(update={"max_new_tokens": own.max_new_tokens})
+        return self.model_copy(update={"styles": own.styles or self.styles, "sampling": sampling, "per_model": {}})
+
+    def all_styles(self) -> tuple[Style, ...]:
+        """Give the styles that some model is asked in."""
+        by_model = [self.for_model(model_name(text)).styles for text in self.models]
+        return tuple(dict.fromkeys(style for styles in by_model for style in styles))
+
     def prompt_options(self, style: Style) -> PromptOptions:
         """Give the prompt options of one style."""
         return PromptOptions(style=style, item_words=self.item_words, input_words=self.input_words)
+
+
+def model_name(text: str) -> str:
+    """Give the name of a model written `NAME=hf:…`, or the whole where it has none."""
+    named = re.match(r"([^:=]+)=.", text)
+    return named[1] if named else text
 
 
 def from_options(options: Mapping[str, Any]) -> EvaluationConfig:

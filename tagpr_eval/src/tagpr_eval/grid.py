@@ -1,6 +1,6 @@
 """The cells of an evaluation and the prompts in them. Pure: a data set and settings in, questions out.
 
-    cell       one (task, retriever, k, style, seed); every model answers every cell
+    cell       one (task, retriever, k, style, seed, protocol); every model answers every cell
     question   one example in one cell: the items shown, the prompt, its hash
 
 The control `wrong-user` shows what `controls.wrong_user` lends, ranked by BM25 as if it were one's own; the control
@@ -15,7 +15,7 @@ from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.generate import Profiles, retrieval_text
 from tagpr_data.prompts import PromptOptions, Style, chat_prompt, prompt_hash
-from tagpr_data.records import Example, Message, ProfileItem
+from tagpr_data.records import Example, Message, ProfileItem, Protocol
 from tagpr_data.retrieve import RETRIEVERS, Encode, rank
 from tagpr_data.tables import sha256_text
 from tagpr_data.tags import TagSet
@@ -41,11 +41,14 @@ class Cell:
     """Prompt style."""
     seed: int
     """Seed of retrieval and sampling."""
+    protocol: Protocol = "generation"
+    """How the answer is got."""
 
     @property
     def name(self) -> str:
-        """Name in file names and in lighteval's tables."""
-        return f"{self.task}.{self.retriever}.k{self.k}.{self.style}.seed{self.seed}"
+        """Name in file names and in lighteval's tables; it says the protocol where that is not generation."""
+        suffix = "" if self.protocol == "generation" else f".{self.protocol}"
+        return f"{self.task}.{self.retriever}.k{self.k}.{self.style}.seed{self.seed}{suffix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class Question:
 
 def cells(config: EvaluationConfig, tasks: Sequence[str]) -> list[Cell]:
     """Give the cells in table order. `full` has one cell whatever the ks; k = 0 of any other retriever is the control
-    `none`, which has no other k."""
+    `none`, which has no other k. Protocol log-likelihood has style direct only: it scores what follows at once."""
     known = {*RETRIEVERS, WRONG_USER}
     for retriever in config.retrievers:
         if retriever not in known:
@@ -81,11 +84,13 @@ def cells(config: EvaluationConfig, tasks: Sequence[str]) -> list[Cell]:
             if pair not in shown:
                 shown.append(pair)
     return [
-        Cell(task, retriever, k, style, seed)
+        Cell(task, retriever, k, style, seed, protocol)
         for task in tasks
-        for style in config.styles
+        for style in config.all_styles()
         for retriever, k in shown
         for seed in config.seeds
+        for protocol in config.protocols
+        if style == "direct" or protocol == "generation"
     ]
 
 
@@ -103,14 +108,19 @@ def draw(examples: Sequence[Example], number: int | None) -> list[Example]:
     """Give `number` examples in the given order, drawn by the hash of their id: a larger draw holds a smaller one."""
     if number is None or number >= len(examples):
         return list(examples)
-    chosen = {row.id for row in sorted(examples, key=lambda row: sha256_text(row.id))[:number]}
+    chosen = {row.id for row in sorted(examples, key=lambda row: draw_order(row.id))[:number]}
     return [row for row in examples if row.id in chosen]
+
+
+def draw_order(example_id: str) -> str:
+    """Give what examples are sorted by to be drawn: the hash of their id, which knows nothing of their content."""
+    return sha256_text(example_id)
 
 
 class Prompter:
     """Makes the questions of cells about `examples`; rankings are made once and kept. Wrong users are drawn from
     `pool`, the whole split, so that they stay the same when fewer examples are asked about. `encode` gives vectors to
-    the retrievers dense and hybrid."""
+    the retrievers dense and hybrid; `system_prompt` stands before the style's own instruction."""
 
     def __init__(
         self,
@@ -119,7 +129,9 @@ class Prompter:
         pool: Sequence[Example],
         tagset: TagSet,
         encode: Encode | None = None,
+        system_prompt: str | None = None,
     ) -> None:
+        self._system_prompt = system_prompt
         self._dataset = dataset
         self._tagset = tagset
         self._examples = examples
@@ -151,6 +163,9 @@ class Prompter:
 
     def _question(self, cell: Cell, example: Example, items: Sequence[ProfileItem], options: PromptOptions) -> Question:
         messages = chat_prompt(self._dataset.task(cell.task), example.input, items, options, self._tagset)
+        if self._system_prompt is not None:
+            first = messages[0].model_copy(update={"content": f"{self._system_prompt}\n\n{messages[0].content}"})
+            messages = (first, *messages[1:])
         return Question(cell, example, tuple(item.item_id for item in items), messages, prompt_hash(messages))
 
     def _shown(self, cell: Cell, example: Example) -> Sequence[ProfileItem]:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data.errors import InputError
-from tagpr_data.records import Sampling, Split, Task
+from tagpr_data.records import Sample, Sampling, Split, Task
 from tagpr_data.tables import atomic_path, write_text
 from tagpr_eval.grid import Cell, Question
 
-Answers = Callable[[Sequence[tuple[str, str]]], list[str]]
-"""Gives the completions for (cell name, example id) pairs, in their order."""
+Answers = Callable[[Sequence[tuple[str, str]]], list[Sample]]
+"""Gives the samples for (cell name, example id) pairs, in their order."""
 
 
 def write_prompts(
@@ -54,6 +54,7 @@ def write_prompts(
             "name": cell.name,
             "task": tasks[cell.task].model_dump(mode="json"),
             "split": split,
+            "protocol": cell.protocol,
             "has_gold": all(row.example.output is not None for row in rows),
             "max_new_tokens": sampling.max_new_tokens,
             "stop": list(sampling.stop),
@@ -89,7 +90,7 @@ def score(prompts: Path, model_name: str, answer: Answers, output: Path) -> dict
                     remove_reasoning_tags=False,  # it leaves unclosed think blocks in; our extractor handles both
                 ),
                 evaluation_tracker=EvaluationTracker(output_dir=str(output), save_details=True),
-                model=_model(ModelConfig(model_name=_file_name(model_name)), answer),
+                model=_model(ModelConfig(model_name=file_name(model_name)), answer),
             )
             pipeline.evaluate()
             pipeline.save_and_push_results()
@@ -119,15 +120,23 @@ def _model(config: Any, answer: Answers) -> Any:
             self._cache = NoCache()
 
         def greedy_until(self, docs: list[Any]) -> list[Any]:
-            texts = answer([(doc.specific["cell"], doc.specific["example_id"]) for doc in docs])
-            inputs = [f"{doc.instruction}\n\n{doc.query}" for doc in docs]
-            return [ModelResponse(input=read, text=[text]) for read, text in zip(inputs, texts, strict=True)]
+            return [ModelResponse(input=read, text=[sample.text]) for read, sample in self._answered(docs)]
 
         def loglikelihood(self, docs: list[Any]) -> list[Any]:
-            raise NotImplementedError("our tasks are generative")
+            found: list[Any] = []
+            for read, sample in self._answered(docs):
+                scores = list(sample.label_logprobs or ())
+                # lighteval's second list is whether a choice is what the model would write; it is not asked here.
+                found.append(ModelResponse(input=read, logprobs=scores, argmax_logits_eq_gold=[False] * len(scores)))
+            return found
 
         def loglikelihood_rolling(self, docs: list[Any]) -> list[Any]:
-            raise NotImplementedError("our tasks are generative")
+            raise NotImplementedError("no task of ours asks for the perplexity of a text")
+
+        def _answered(self, docs: list[Any]) -> list[tuple[str, Sample]]:
+            samples = answer([(doc.specific["cell"], doc.specific["example_id"]) for doc in docs])
+            inputs = [f"{doc.instruction}\n\n{doc.query}" for doc in docs]
+            return list(zip(inputs, samples, strict=True))
 
     return StoredAnswers()
 
@@ -201,8 +210,8 @@ def _quiet() -> Generator[None, None, None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _file_name(model_name: str) -> str:
-    """lighteval puts the model's name into paths: an absolute one would lead out of the run folder."""
+def file_name(model_name: str) -> str:
+    """Give a name that cannot lead out of a folder: lighteval puts the model's into paths, and so do we."""
     return (
         "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in model_name).strip(".") or "model"
     )

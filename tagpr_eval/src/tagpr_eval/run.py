@@ -11,6 +11,8 @@ predictions.parquet, run.json and samples.jsonl as an uninterrupted run; so do s
 their `merge`. Price: all prompts are in memory.
 """
 
+import itertools
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,14 +34,18 @@ from tagpr_data.tags import load_tagset
 from tagpr_eval import harness
 from tagpr_eval.baselines import BASELINES, READS_PROFILE, Situation
 from tagpr_eval.config import EvaluationConfig
-from tagpr_eval.grid import Cell, Prompter, Question, baseline_cells, cells, draw
+from tagpr_eval.grid import Cell, Prompter, Question, baseline_cells, cells, draw, draw_order
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import Completion, Model, Prompt, Spec, effective_seed, open_model, parse_spec
 from tagpr_eval.store import SampleStore, sample_key
 
+logger = logging.getLogger(__name__)
+
 PREDICTIONS = "predictions.parquet"
-PREDICTION_KEY = ("model", "task", "retriever", "k", "style", "seed", "example_id")
+PREDICTION_KEY = ("model", "task", "retriever", "k", "style", "seed", "protocol", "example_id")
 _PACKAGES = ("tagpr-data", "tagpr-eval", "lighteval", "torch", "transformers", "peft", "tokenizers")
+_SMALLEST_BLOCK = 16
+"""Samples that a limited run plans together at least."""
 _SPEED_SETTINGS = ("concurrency", "timeout_seconds", "retries", "backoff_seconds")
 """Settings of `server` that change no answer, so a run may go on with other ones."""
 
@@ -75,48 +81,57 @@ def evaluate(
     """Answer all cells with all models and write the run folder; give its manifest.
 
     A finished run of the same settings, data and models is left as it is. A run that reaches a limit ends with status
-    `partial`: its predictions are those answered so far, its cells say how many are missing, and lighteval is not
-    asked; with higher limits the same command goes on. InputError for settings that cannot be, or a folder that holds
-    something else; CheckFailed when a model stays unreachable: everything is kept.
+    `partial`: its predictions are those of the first examples of the draw that are answered in all cells, its cells say
+    how many are missing, and lighteval is not asked; with higher limits the same command goes on. InputError for
+    settings that cannot be, or a folder that holds something else; CheckFailed when a model stays unreachable:
+    everything is kept.
     """
     specs = _specs(config)
     plan = _plan(config)
-    models = {spec.name: make_model(spec, config) for spec in specs if spec.kind != "baseline"}
+    configs = {spec.name: config.for_model(spec.name) for spec in specs if spec.kind != "baseline"}
+    models = {spec.name: make_model(spec, configs[spec.name]) for spec in specs if spec.name in configs}
     identities = {name: model.identity for name, model in models.items()}
     with folder_lock(output):
         manifest = _open(output, config, plan.dataset, identities)
         if manifest.status == "complete":
             return manifest
         store = SampleStore(output)
-        asked = {name: _Asked(name, models[name], identities[name], plan, config, store) for name in models}
+        asked = {name: _Asked(name, models[name], identities[name], plan, configs[name], store) for name in models}
         meter = meter or NoMeter()
         purse = Purse(limits, {name: one.samples() for name, one in asked.items()})
+        status = "complete"
         try:
+            for folder in ("prompts", "lighteval"):
+                shutil.rmtree(output / folder, ignore_errors=True)
+            for name, one in asked.items():
+                try:
+                    if limits.shard != (1, 1):
+                        one.answer_all(meter, purse, limits.shard)
+                        continue
+                    prompts = output / "prompts" / (harness.file_name(name) if name in config.per_model else "")
+                    harness.write_prompts(prompts, one.questions, plan.tasks, config.split, configs[name].sampling)
+                    score(prompts, name, one.answer_with(meter, purse), output / "lighteval")
+                except BudgetSpent:  # the next model has its own part
+                    status = "partial"
             if limits.shard != (1, 1):
-                for name in models:
-                    asked[name].answer_all(meter, purse, limits.shard)
                 return _finish(output, manifest, "partial", {"models": identities, "shard": list(limits.shard)})
-            if models:
-                harness.write_prompts(output / "prompts", plan.questions, plan.tasks, config.split, config.sampling)
-                shutil.rmtree(output / "lighteval", ignore_errors=True)
-            for name in models:
-                score(output / "prompts", name, asked[name].answer_with(meter, purse), output / "lighteval")
-            status = "complete"
-            store.tidy()
-        except BudgetSpent:
-            status = "partial"
+            if status == "complete":
+                store.tidy()
         finally:
             store.close()
         predictions = [
             row
             for spec in specs
             for row in (
-                _baseline_predictions(spec, plan, config) if spec.kind == "baseline" else asked[spec.name].predictions()
+                _baseline_predictions(spec, plan, config)
+                if spec.kind == "baseline"
+                else asked[spec.name].predictions(status == "partial")
             )
         ]
+        styles = {name: configs[name].styles for name in models}
         frame = frame_from_records(predictions, Prediction)
         write_table(output / PREDICTIONS, frame, Prediction, PREDICTION_KEY)
-        return _finish(output, manifest, status, _results(predictions, plan, identities, len(store)))
+        return _finish(output, manifest, status, _results(predictions, plan, identities, styles, len(store)))
 
 
 def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harness.score) -> RunManifest:
@@ -211,15 +226,36 @@ def _plan(config: EvaluationConfig) -> _Plan:
     tagset = load_tagset(Path(config.tagset) if config.tagset else None)
     named = [dataset.task(name) for name in config.tasks] or list(dataset.manifest.tasks)
     tasks = {task.name: task for task in named}
-    grid = cells(config, list(tasks))
+    grid = _answerable(cells(config, list(tasks)), tasks, config)
     pool = [row for row in dataset.examples(config.split) if row.task in tasks]
     examples = [row for name in tasks for row in draw([row for row in pool if row.task == name], config.examples)]
     for name in tasks:
         if not any(row.task == name for row in examples):
             raise InputError(f"data set {config.dataset} has no example of task {name} in split {config.split}")
-    prompter = Prompter(dataset, examples, pool, tagset, _encoder(config))
+    prompter = Prompter(dataset, examples, pool, tagset, _encoder(config), config.chat.system_prompt)
     questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in grid}
     return _Plan(dataset, tasks, examples, grid, questions, prompter)
+
+
+def _answerable(grid: list[Cell], tasks: Mapping[str, Task], config: EvaluationConfig) -> list[Cell]:
+    """Leave out log-likelihood for tasks without labels, and say so; InputError where that was asked for by name, or
+    where nothing is left."""
+    if "log-likelihood" not in config.protocols:
+        return grid
+    if not any(cell.protocol == "log-likelihood" for cell in grid):
+        raise InputError(
+            f"protocol log-likelihood scores what follows the prompt at once, so it needs style direct; the styles are "
+            f"{', '.join(config.styles)}"
+        )
+    without = [name for name, task in tasks.items() if not task.labels]
+    if without and (config.tasks or len(without) == len(tasks)):
+        raise InputError(
+            f"protocol log-likelihood needs a task with labels; {', '.join(without)} has none: leave it out, or use "
+            "protocol generation"
+        )
+    if without:
+        logger.warning("warning: no log-likelihood for %s: no labels to score", ", ".join(without))
+    return [cell for cell in grid if cell.protocol == "generation" or cell.task not in without]
 
 
 def _encoder(config: EvaluationConfig) -> Encode | None:
@@ -231,42 +267,50 @@ def _encoder(config: EvaluationConfig) -> Encode | None:
 
 
 class _Asked:
-    """One model and its answers to all questions of a plan."""
+    """One model and its answers to all its questions."""
 
     def __init__(
         self, name: str, model: Model, identity: str, plan: _Plan, config: EvaluationConfig, store: SampleStore
     ) -> None:
         self._name = name
         self._model = model
-        self._plan = plan
         self._store = store
+        self.questions = {cell: rows for cell, rows in plan.questions.items() if cell.style in config.styles}
         self._keys: dict[tuple[str, str], str] = {}
         prompts: dict[str, Prompt] = {}
-        for cell, rows in plan.questions.items():
-            seed = effective_seed(config.sampling, cell.seed)
+        for cell, rows in self.questions.items():
+            labels = (plan.tasks[cell.task].labels or ()) if cell.protocol == "log-likelihood" else ()
+            seed = 0 if labels else effective_seed(config.sampling, cell.seed)
             for row in rows:
-                key = sample_key(identity, row.prompt_hash, config.sampling, seed)
+                key = sample_key(identity, row.prompt_hash, config.sampling, seed, labels)
                 self._keys[cell.name, row.example.id] = key
-                prompts.setdefault(key, Prompt(row.messages, seed))
+                prompts.setdefault(key, Prompt(row.messages, seed, labels))
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
 
     def answer_with(self, meter: Meter, purse: "Purse") -> harness.Answers:
         """Give the function that lighteval's model answers through."""
 
-        def answers_of(pairs: Sequence[tuple[str, str]]) -> list[str]:
+        def answers_of(pairs: Sequence[tuple[str, str]]) -> list[Sample]:
             self.answer_all(meter, purse)
-            return [self._store[self._keys[pair]].text for pair in pairs]
+            return [self._store[self._keys[pair]] for pair in pairs]
 
         return answers_of
 
-    def predictions(self) -> list[Prediction]:
-        """Give one prediction per question that is answered."""
+    def predictions(self, of_whole_examples: bool) -> list[Prediction]:
+        """Give one prediction per question that is answered; `of_whole_examples`, of the examples that stand before
+        the first one of the draw that lacks an answer in some cell. Which these are does not depend on how long their
+        prompts are, and all cells have the same ones."""
+        by_example = self._keys_by_example()
+        kept = set(by_example)
+        if of_whole_examples:
+            is_whole = lambda example_id: all(key in self._store for key in by_example[example_id])  # noqa: E731
+            kept = set(itertools.takewhile(is_whole, by_example))
         return [
             _prediction(self._name, row, self._store[self._keys[cell.name, row.example.id]])
-            for cell, rows in self._plan.questions.items()
+            for cell, rows in self.questions.items()
             for row in rows
-            if self._keys[cell.name, row.example.id] in self._store
+            if row.example.id in kept
         ]
 
     def samples(self) -> list[Sample]:
@@ -274,24 +318,59 @@ class _Asked:
         return [self._store[key] for key in self._sample_keys if key in self._store]
 
     def answer_all(self, meter: Meter, purse: "Purse", shard: tuple[int, int] = (1, 1)) -> None:
-        """Have every missing sample of the shard generated."""
-        answer_missing(self._name, self._model, self._sample_keys, self._prompts, self._store, meter, purse, shard)
+        """Have every missing sample of the shard generated; where there is a limit, example by example of the draw,
+        so that what is there when it is reached is a fair part of all."""
+        blocks = self._blocks(purse.samples_for(self._name)) if purse.is_limited and shard == (1, 1) else None
+        answer_missing(
+            self._name, self._model, self._sample_keys, self._prompts, self._store, meter, purse, shard, blocks
+        )
+        if blocks is not None and sum(map(len, blocks)) < len(self._prompts):
+            raise BudgetSpent
+
+    def _keys_by_example(self) -> dict[str, list[str]]:
+        """The sample keys of each example, in the order of the draw."""
+        by_example: dict[str, list[str]] = {}
+        for (_, example_id), key in self._keys.items():
+            by_example.setdefault(example_id, []).append(key)
+        return {example_id: by_example[example_id] for example_id in sorted(by_example, key=draw_order)}
+
+    def _blocks(self, most: int | None) -> list[list[int]]:
+        """Positions of the prompts of whole examples, `most` at most, cut into blocks that are batched apart: a later
+        one is a quarter of what stands before it, so that little is unfinished whenever the limit comes."""
+        place = {key: index for index, key in enumerate(self._sample_keys)}
+        blocks: list[list[int]] = [[]]
+        taken: set[str] = set()
+        for keys in self._keys_by_example().values():
+            new = [key for key in dict.fromkeys(keys) if key not in taken]
+            if most is not None and len(taken) + len(new) > most:
+                break
+            if len(blocks[-1]) >= max(_SMALLEST_BLOCK, (len(taken) - len(blocks[-1])) // 4):
+                blocks.append([])
+            blocks[-1] += [place[key] for key in new]
+            taken.update(new)
+        return blocks
 
 
 def answer_missing(
     name: str, model: Model, keys: Sequence[str], prompts: Sequence[Prompt], store: SampleStore, meter: Meter,
-    purse: "Purse", shard: tuple[int, int] = (1, 1),
+    purse: "Purse", shard: tuple[int, int] = (1, 1), blocks: Sequence[Sequence[int]] | None = None,
 ) -> None:  # fmt: skip
     """Have every batch of the shard generated that has a sample missing, whole, so that its bits are those of a first
-    run; `keys` are the prompts' keys in the store. Raises BudgetSpent at a limit of the purse."""
+    run; `keys` are the prompts' keys in the store. `blocks` of positions in `prompts` are batched each for itself, one
+    after the other; None makes one of all. Raises BudgetSpent at a limit of the purse."""
     is_missing = [key not in store for key in keys]
     if not any(is_missing):
         return
-    batches = model.batches(prompts)[shard[0] - 1 :: shard[1]]
+    planned = [
+        [block[place] for place in batch]
+        for block in blocks or [range(len(prompts))]
+        for batch in model.batches([prompts[place] for place in block])
+    ]
+    batches = planned[shard[0] - 1 :: shard[1]]
     todo = [batch for batch in batches if any(is_missing[index] for index in batch)]
     total = sum(map(len, batches))
     meter.start(name, total, total - sum(is_missing[index] for batch in todo for index in batch))
-    purse.check()
+    purse.check(name)
 
     def finished(index: int, completion: Completion) -> None:
         if keys[index] not in store:
@@ -303,27 +382,50 @@ def answer_missing(
 
 
 class Purse:
-    """What a run folder has used up, against its limits."""
+    """What a run folder has used up, against its limits. Each model may use an even part of what the ones before it
+    left, so that a partial result has something of all."""
 
     def __init__(self, limits: Limits, samples: Mapping[str, Sequence[Sample]]) -> None:
-        """`samples`: those already there, by model."""
+        """`samples`: those already there, by model, in the order the models are asked."""
         self._limits = limits
-        self._samples, self._tokens, self._cost = 0, 0, 0.0
+        self._used = {name: _Use() for name in samples}
         for name, found in samples.items():
             for sample in found:
                 self._count(name, sample)
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return any(limit is not None for limit in self._bounds())
+
+    def samples_for(self, model: str) -> int | None:
+        """Give how many samples a model may have in all; None without a limit."""
+        share = self._share(model, 0)
+        return None if share is None else int(share)
+
     def spend(self, model: str, completion: Completion) -> None:
         """Count a completion and stop when a limit is reached."""
         self._count(model, completion)
-        self.check()
+        self.check(model)
 
-    def check(self) -> None:
-        """Stop when a limit is reached."""
-        used = ((self._samples, self._limits.max_samples), (self._tokens, self._limits.max_tokens),
-                (self._cost, self._limits.max_cost))  # fmt: skip
-        if any(limit is not None and amount >= limit for amount, limit in used):
+    def check(self, model: str) -> None:
+        """Stop when the model has used up its part."""
+        used = self._used[model].amounts()
+        shares = [self._share(model, place) for place in range(len(used))]
+        if any(share is not None and amount >= share for amount, share in zip(used, shares, strict=True)):
             raise BudgetSpent
+
+    def _bounds(self) -> tuple[float | None, ...]:
+        return self._limits.max_samples, self._limits.max_tokens, self._limits.max_cost
+
+    def _share(self, model: str, place: int) -> float | None:
+        limit = self._bounds()[place]
+        if limit is None:
+            return None
+        names = list(self._used)
+        before = names[: names.index(model)]
+        left = limit - sum(self._used[name].amounts()[place] for name in before)
+        return left / (len(names) - len(before))
 
     def _count(self, model: str, answer: Completion | Sample) -> None:
         price = self._limits.prices.get(model)
@@ -331,9 +433,23 @@ class Purse:
         if needs_tokens and (answer.input_tokens is None or answer.output_tokens is None):
             raise CheckFailed(f"model {model} does not say how many tokens it used, so no such limit can be kept")
         read, written = answer.input_tokens or 0, answer.output_tokens or 0
-        self._samples += 1
-        self._tokens += read + written
-        self._cost += (read * price[0] + written * price[1]) / 1e6 if price else 0.0
+        use = self._used[model]
+        use.samples += 1
+        use.tokens += read + written
+        use.cost += (read * price[0] + written * price[1]) / 1e6 if price else 0.0
+
+
+@dataclass
+class _Use:
+    """What a model has used up."""
+
+    samples: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    def amounts(self) -> tuple[float, float, float]:
+        """Give them in the order of `Purse._bounds`."""
+        return self.samples, self.tokens, self.cost
 
 
 def _baseline_predictions(spec: Spec, plan: _Plan, config: EvaluationConfig) -> list[Prediction]:
@@ -362,6 +478,7 @@ def _prediction(model: str, row: Question, answer: Any) -> Prediction:
         k=row.cell.k,
         style=row.cell.style,
         seed=row.cell.seed,
+        protocol=row.cell.protocol,
         example_id=row.example.id,
         user_id=row.example.user_id,
         profile_size=row.example.profile_size,
@@ -371,6 +488,7 @@ def _prediction(model: str, row: Question, answer: Any) -> Prediction:
         finish_reason=answer.finish_reason,
         input_tokens=answer.input_tokens,
         output_tokens=answer.output_tokens,
+        label_logprobs=answer.label_logprobs,
         gold=row.example.output,
     )
 
@@ -426,12 +544,18 @@ def _without_speed(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _results(
-    predictions: Sequence[Prediction], plan: _Plan, identities: dict[str, str], samples: int
+    predictions: Sequence[Prediction],
+    plan: _Plan,
+    identities: dict[str, str],
+    styles: Mapping[str, Sequence[str]],
+    samples: int,
 ) -> dict[str, Any]:
     """Headline numbers: metrics of the extracted answers by model and cell, and what was counted on the way."""
-    by_cell: dict[tuple[str, Cell], list[Prediction]] = {}
+    by_cell: dict[tuple[str, Cell], list[Prediction]] = {
+        (name, cell): [] for name in identities for cell in plan.grid if cell.style in styles[name]
+    }
     for row in predictions:
-        cell = Cell(row.task, row.retriever, row.k, row.style, row.seed)  # pyright: ignore[reportArgumentType] - was one
+        cell = Cell(row.task, row.retriever, row.k, row.style, row.seed, row.protocol)  # pyright: ignore[reportArgumentType] - was one
         by_cell.setdefault((row.model, cell), []).append(row)
     return {
         "models": identities,
