@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data.errors import run_cli
+from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -95,8 +95,8 @@ def run(
 
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="Settings: config.EvaluationConfig.")],
-    output: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it goes on.")],
+    grids: Annotated[list[Path], typer.Argument(metavar="GRID.toml…", help="Settings: config.EvaluationConfig.")],
+    output: Annotated[Path, typer.Option(help="Run folder, of several grids one below it for each; goes on.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, wins over the file.")] = None,
     shard: Annotated[str, typer.Option(help="I/N: only this part; `merge` joins the folders.")] = "1/1",
     max_samples: Annotated[int | None, typer.Option(help="Stop after so many samples in the folder.", min=1)] = None,
@@ -104,17 +104,23 @@ def ablate(
     max_cost: Annotated[float | None, typer.Option(help="Stop at this cost of the folder.", min=0)] = None,
     prices: Annotated[Path | None, typer.Option(help="TOML: [MODEL] input = …, output = … a million tokens.")] = None,
 ) -> None:
-    """Run a whole grid: models, tasks, retrievers, k, styles and seeds from one file."""
+    """Run whole grids: models, tasks, retrievers, k, styles and seeds from one file for each data set.
+
+    Limits are those of one run folder."""
     from tagpr_data.config import load
     from tagpr_eval.config import EvaluationConfig, read_prices, read_shard
     from tagpr_eval.meter import meter
     from tagpr_eval.run import Limits, evaluate, summary
 
-    config = load(EvaluationConfig, grid, overrides or ())
+    folders = [output / grid.stem if len(grids) > 1 else output for grid in grids]
+    if len(set(folders)) < len(grids):
+        raise InputError("two grids have the same file name; their runs would share a folder")
+    configs = [load(EvaluationConfig, grid, overrides or ()) for grid in grids]
     limits = Limits(read_shard(shard), max_samples, max_tokens, max_cost, read_prices(prices, max_cost))
-    with meter() as shown:
-        manifest = evaluate(config, output, shown, limits)
-    typer.echo(summary(manifest))
+    for config, folder in zip(configs, folders, strict=True):
+        with meter() as shown:
+            manifest = evaluate(config, folder, shown, limits)
+        typer.echo(summary(manifest))
 
 
 @app.command()
@@ -175,6 +181,40 @@ def compare(
 
     table = compare_runs(*load_runs([first, second], dataset))
     typer.echo(csv_text(table) if as_csv else markdown(table), nl=False)
+
+
+@app.command()
+def faithfulness(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder with answers in style trace.")],
+    output: Annotated[Path | None, typer.Option(help="Default RUN/faithfulness, where `report` finds it.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Name in the run; NAME=hf:DIR where it has moved.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(help="TASK.RETRIEVER.kK.STYLE.seedS; default: all.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Examples per cell, a fixed draw; default: all.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of donors, labels put in and uncited items.")] = 0,
+    base_url: Annotated[str | None, typer.Option(help="Server address, where it is another one.")] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests in flight; default: the run's.", min=1)] = None,
+    max_samples: Annotated[int | None, typer.Option(help="Stop after so many samples in the folder.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Stop after so many tokens in the folder.", min=1)] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop at this cost of the folder.", min=0)] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML: [MODEL] input = …, output = … a million tokens.")] = None,
+) -> None:
+    """Change what a run's models read and thought, and see whether their answers follow."""
+    from tagpr_eval.config import read_prices
+    from tagpr_eval.faithfulness_run import FOLDER, MANIFEST, Choice, examine, other_models, summary
+    from tagpr_eval.meter import meter
+    from tagpr_eval.run import Limits
+
+    given = {"base_url": base_url, "concurrency": concurrency}
+    server = {name: value for name, value in given.items() if value is not None}
+    choice = Choice(tuple(model or ()), tuple(cell or ()), examples, seed, server)
+    limits = Limits((1, 1), max_samples, max_tokens, max_cost, read_prices(prices, max_cost))
+    with meter() as shown:
+        manifest = examine(folder, choice, output, dataset, shown, limits)
+    for name in other_models(manifest):
+        typer.echo(f"warning: model {name} is not the one the run recorded, or on another machine or address", err=True)
+    typer.echo(summary(manifest))
+    typer.echo(f"measures: {(output or folder / FOLDER) / MANIFEST}")
 
 
 def main() -> None:
