@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -12,7 +13,8 @@ from tagpr_data.build import build
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.prompts import prompt_hash
-from tagpr_data.records import CorpusManifest, DatasetManifest, Rejected, Split, Trace
+from tagpr_data.records import CorpusManifest, DatasetManifest, FileEntry, PairsManifest, Rejected, Split, Trace
+from tagpr_data.row_checks import Engine
 from tagpr_data.tables import content_hash, read_json, read_records, sha256_file, write_json
 from tagpr_data.tags import load_tagset
 from tagpr_data.validate import CHECKS, ROW_CHECKS, check_rows, check_tables, raise_for, validate
@@ -124,6 +126,7 @@ BREAK_ROWS: dict[str, Callable[[Traces, Rejects], None]] = {
     "score_threshold": lambda traces, rejected: edit_first(traces, score=0.05),
     "grounded_within_claims": lambda traces, rejected: edit_first(traces, claims=1, grounded_claims=2),
     "items_within_k": lambda traces, rejected: edit_first(traces, item_ids=("ann-1", "ann-1", "ann-2")),
+    "in_range": lambda traces, rejected: edit_first(rejected, attempt=-1),
     "disjoint_users": lambda traces, rejected: None,
     # rows that great-expectations looks at
     "id_form": lambda traces, rejected: edit_first(traces, id="not a hash"),
@@ -159,18 +162,35 @@ BREAK_MANIFEST: dict[str, Callable[[CorpusManifest], dict[str, object]]] = {
         "content_hash": content_hash(manifest.tasks, files, [manifest.tagset_hash]),
     },
 }  # fmt: skip
+
+
+def change_pairs(**changes: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """Change the first pair of the training split."""
+    return lambda pairs, profiles: (pairs[:1].with_columns(**changes).extend(pairs[1:]), profiles)
+
+
+BREAK_PAIRS: dict[str, Callable[[Any, Any], tuple[Any, Any]]] = {
+    "pairs_margin": change_pairs(margin=pl.lit(0.123)),
+    "pairs_split": change_pairs(split=pl.lit("unseen")),
+    "pairs_profiles": lambda pairs, profiles: (pairs, profiles.filter(pl.col("position") != 1)),
+    "unique_pairs": lambda pairs, profiles: (pairs.with_columns(id=pl.col("id").replace(*pairs["id"][:2])), profiles),
+    "pairs_counted": lambda pairs, profiles: (pairs[1:], profiles),
+}
 OTHER = {"columns"}
 
 
 def failed(folder: Path, dataset: Dataset | None, with_rows: bool = True) -> dict[str, tuple[int, tuple[str, ...]]]:
     manifest = read_json(folder / "manifest.json", CorpusManifest)
-    results = [*check_tables(folder, manifest), *(check_rows(folder, load_tagset(), dataset) if with_rows else ())]
+    results = [
+        *check_tables(folder, manifest),
+        *(check_rows(sorted(folder.glob("traces/*")), load_tagset(), dataset) if with_rows else ()),
+    ]
     assert not [result for result in results if result.status == "crashed"]
     return {result.name: (result.offending, result.rows) for result in results if result.status == "failed"}
 
 
 def test_every_check_has_a_corpus_that_breaks_it():
-    assert {*BREAK_ROWS, *BREAK_MANIFEST, *OTHER} == {
+    assert {*BREAK_ROWS, *BREAK_MANIFEST, *BREAK_PAIRS, *OTHER} == {
         *ROW_CHECKS,
         "columns",
         *(path.stem for path in CHECKS.glob("*.sql")),
@@ -198,6 +218,32 @@ def test_a_wrong_manifest_fails_exactly_its_check(name, corpus, tmp_path):
     manifest = read_json(tmp_path / "manifest.json", CorpusManifest)
     write_json(tmp_path / "manifest.json", edit(manifest, **BREAK_MANIFEST[name](manifest)))
     assert list(failed(tmp_path, None, with_rows=False)) == [name]
+
+
+@pytest.mark.parametrize("name", BREAK_PAIRS)
+def test_broken_pairs_fail_exactly_their_check(name, corpus_with_pairs, tmp_path):
+    shutil.copytree(corpus_with_pairs, tmp_path, dirs_exist_ok=True)
+    paths = [tmp_path / "pairs/pairs/train.parquet", tmp_path / "pairs/profiles.parquet"]
+    frames = BREAK_PAIRS[name](*map(pl.read_parquet, paths))
+    manifest = read_json(tmp_path / "pairs/manifest.json", PairsManifest)
+    files = dict(manifest.files)
+    for path, frame in zip(paths, frames, strict=True):
+        frame.write_parquet(path)
+        place = path.relative_to(tmp_path / "pairs").as_posix()
+        files[place] = FileEntry(rows=frame.height, sha256=sha256_file(path))
+    changed = edit(manifest, files=files, content_hash=content_hash(manifest.tasks, files))
+    write_json(tmp_path / "pairs/manifest.json", changed)
+    assert list(failed(tmp_path, None, with_rows=False)) == [name]
+
+
+def test_a_changed_pairs_file_or_manifest_is_seen(corpus_with_pairs, tmp_path):
+    shutil.copytree(corpus_with_pairs, tmp_path, dirs_exist_ok=True)
+    manifest = read_json(tmp_path / "pairs/manifest.json", PairsManifest)
+    write_json(tmp_path / "pairs/manifest.json", edit(manifest, content_hash="0" * 64))
+    pl.read_parquet(tmp_path / "pairs/pairs/seen.parquet").write_parquet(tmp_path / "pairs/pairs/seen.parquet")
+    found = failed(tmp_path, None, with_rows=False)
+    assert list(found) == ["content_hash", "files_match"]
+    assert found["files_match"][1] == ("pairs/pairs/seen.parquet: has another hash than the manifest says",)
 
 
 def test_the_report_names_the_row_and_what_is_wrong_with_it(rows, make_corpus, tmp_path):
@@ -229,6 +275,27 @@ def test_a_missing_column_fails_and_the_checks_that_need_it_are_not_run(corpus, 
     assert [result.name for result in report.failed] == ["columns"]
     assert report.failed[0].rows == ("traces/train.parquet: missing columns ['score'], unknown columns []",)
     assert all(result.status == "not-run" for result in report.results[1:])
+
+
+def test_a_missing_value_fails_and_names_the_row(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "traces/train.parquet"
+    frame = pl.read_parquet(path).with_row_index()
+    frame.with_columns(text=pl.when(pl.col("index") == 2).then(None).otherwise("text")).drop("index").write_parquet(
+        path
+    )
+    report = validate(tmp_path)
+    assert report.failed[0].rows == ("traces/train.parquet: text is missing in row 2; it must have a value",)
+
+
+def test_worker_processes_find_what_this_process_finds(rows, make_corpus, songs, tmp_path):
+    traces, rejected = rows
+    edit_first(traces, score=float("nan"), claims=99, grounded_claims=0)
+    make_corpus(tmp_path, traces, rejected)
+    paths = sorted(tmp_path.glob("traces/*"))
+    alone = check_rows(paths, load_tagset(), songs, Engine(workers=1))
+    assert {result.name for result in alone if result.status == "failed"} == {"score_range", "grounding"}
+    assert check_rows(paths, load_tagset(), songs, Engine(workers=2)) == alone
 
 
 def test_a_file_that_is_no_parquet_fails_with_its_name(corpus, tmp_path):

@@ -9,66 +9,41 @@ import json
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, TagprError
-from tagpr_data.generate import Profiles
-from tagpr_data.prompts import prompt_hash
-from tagpr_data.records import CorpusManifest, Message, ProfileItem, Rejected, Step, Trace
+from tagpr_data.records import CorpusManifest, PairsManifest, PreferencePair, ProfileItem, Record, Rejected, Trace
+from tagpr_data.row_checks import (
+    ROW_CHECKS,
+    SHOWN_ROWS,
+    CheckResult,
+    Engine,
+    check_rows,
+    ephemeral_context,
+    great_expectations,
+)
 from tagpr_data.select import REASONS
 from tagpr_data.tables import arrow_schema, content_hash, read_json, sha256_file, write_text
-from tagpr_data.tags import TagSet, ground, load_tagset, parse
+from tagpr_data.tags import load_tagset
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
 CHECKS = Path(__file__).parent / "checks"
-KINDS: dict[str, type[Trace] | type[Rejected]] = {"traces": Trace, "rejected": Rejected}
-"""Folders of a corpus and the records in them."""
-
-ROW_CHECKS = {
-    "id_form": "Is every id a SHA-256 in hex?",
-    "finished": "Did every kept completion end by itself?",
-    "grammar": "Is every trace valid in the tag grammar, its citations within the prompt's items?",
-    "steps_match": "Are the stored steps those of the text?",
-    "answer_match": "Is the stored answer that of the text?",
-    "prompt_hash": "Is every prompt hash that of the messages?",
-    "roles": "Does every prompt end with the user's turn, with no turn of the assistant before?",
-    "score_range": "Is every score between 0 and 1?",
-    "grounding": "Are claims and grounded claims those one finds by looking the items up? (needs the data set)",
+TABLES: dict[str, tuple[type[Record], str]] = {
+    "traces": (Trace, "traces/*.parquet"),
+    "rejected": (Rejected, "rejected/*.parquet"),
+    "pairs": (PreferencePair, "pairs/pairs/*.parquet"),
+    "profiles": (ProfileItem, "pairs/profiles.parquet"),
 }
-"""What great-expectations asks of every row of traces/, by name of the check."""
-
-LookUp = Callable[[str, Sequence[str]], tuple[tuple[ProfileItem, ...], str | None] | None]
-"""Example id, item ids → the items and the query's date; None where the data set lacks one of them."""
-
-_SHOWN = 20
-_CHUNK_ROWS = 100_000
-"""Rows that great-expectations sees at once: only their facts, some hundred bytes each."""
-_READ_ROWS = 5_000
-"""Rows read at once: whole texts and prompts, some ten kilobytes each as Python objects."""
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """What one check found."""
-
-    name: str
-    question: str
-    status: Literal["passed", "failed", "crashed", "not-run"]
-    offending: int = 0
-    rows: tuple[str, ...] = ()
-    """The first offending rows as `row: problem`; at most 20."""
-    error: str = ""
-    """Why it crashed or was not run."""
+"""Tables of a corpus: the record each row is, and where their files lie. The last two only where it has pairs."""
+PAIRS_MANIFEST = "pairs/manifest.json"
 
 
 @dataclass(frozen=True)
@@ -102,6 +77,7 @@ def validate(
     report: Path | None = None,
     html: bool = True,
     dataset_folder: Path | None = None,
+    engine: Engine | None = None,
 ) -> ValidationReport:
     """Run all checks on a corpus folder and write `report.json` and, with `html`, data docs into `report`.
 
@@ -124,7 +100,8 @@ def validate(
         )
     results = check_tables(folder, manifest)
     readable = results[0].status == "passed"
-    results += check_rows(folder, tagset, dataset) if readable else _not_run(ROW_CHECKS, "columns failed")
+    traces = _parquet_files(folder, "traces")
+    results += check_rows(traces, tagset, dataset, engine) if readable else _not_run(ROW_CHECKS, "columns failed")
     results.append(check_documents(folder) if readable else CheckResult(*_DOCUMENTS, "not-run", error="columns failed"))
     outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
     if report is not None:
@@ -161,60 +138,6 @@ def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
         connection.close()
 
 
-def check_rows(folder: Path, tagset: TagSet, dataset: Dataset | None = None) -> list[CheckResult]:
-    """Run `ROW_CHECKS` by great-expectations over all traces, a chunk at a time; counts are summed over chunks."""
-    run = _row_validation()
-    look_up = _item_lookup(dataset) if dataset is not None else None
-    found = {name: _Tally() for name in ROW_CHECKS}
-    for path in _parquet_files(folder, "traces"):
-        for frame in _chunks(path, tagset, look_up):
-            run(frame, found)
-    results = [tally.result(name, ROW_CHECKS[name]) for name, tally in found.items()]
-    if look_up is not None:
-        return results
-    without = _not_run({"grounding": ROW_CHECKS["grounding"]}, "no data set given")
-    return [*(result for result in results if result.name != "grounding"), *without]
-
-
-def row_facts(row: dict[str, Any], tagset: TagSet, look_up: LookUp | None = None) -> dict[str, Any]:
-    """Give what the row checks look at for one row of traces/, re-computed from its text, messages and items."""
-    parsed = parse(row["text"], tagset, k=len(row["item_ids"]))
-    messages = [Message(role=turn["role"], content=turn["content"]) for turn in row["messages"]]
-    steps = tuple(Step(tag=step["tag"], text=step["text"], cites=tuple(step["cites"])) for step in row["steps"])
-    return {
-        "id": row["id"],
-        "finish_reason": row["finish_reason"],
-        "score": row["score"],
-        "grammar": "valid" if parsed.is_valid else ", ".join(sorted({v.code for v in parsed.violations})),
-        "steps": "match" if parsed.steps == steps else "differ",
-        "answer": "match" if parsed.answer == row["answer"] else "differs",
-        "prompt_hash": "match" if prompt_hash(messages) == row["prompt_hash"] else "differs",
-        "roles": " ".join(message.role for message in messages),
-        "grounding": "match" if look_up is None or _is_grounded_as_stated(row, parsed.steps, look_up) else "differs",
-    }
-
-
-def _is_grounded_as_stated(row: dict[str, Any], steps: Sequence[Step], look_up: LookUp) -> bool:
-    found = look_up(row["example_id"], row["item_ids"])
-    if found is None:
-        return False
-    claims = ground(steps, *found)
-    return (len(claims), sum(claim.holds for claim in claims)) == (row["claims"], row["grounded_claims"])
-
-
-def _item_lookup(dataset: Dataset) -> LookUp:
-    examples = {example.id: example for split in dataset.splits for example in dataset.examples(split)}
-    profiles = Profiles(dataset, list(examples.values()))
-
-    def look_up(example_id: str, item_ids: Sequence[str]) -> tuple[tuple[ProfileItem, ...], str | None] | None:
-        example = examples.get(example_id)
-        if example is None or not set(item_ids) <= {item.item_id for item in profiles.items(example)}:
-            return None
-        return profiles.chosen(example, item_ids), example.date
-
-    return look_up
-
-
 _DOCUMENTS = ("documents", "Do the card and croissant.json, where they are, fit the data?")
 
 
@@ -233,30 +156,65 @@ def check_documents(folder: Path) -> CheckResult:
 
 
 def _check_columns(folder: Path) -> CheckResult:
+    problems: list[str] = []
+    for kind, (model, _) in TABLES.items():
+        for path in _parquet_files(folder, kind):
+            name = path.relative_to(folder).as_posix()
+            problems += [f"{name}: {problem}" for problem in _column_problems(path, arrow_schema(model))]
+    status = "failed" if problems else "passed"
+    question = "Do all files have the columns and types of their record, and a value wherever it demands one?"
+    return CheckResult("columns", question, status, len(problems), tuple(problems[:SHOWN_ROWS]))
+
+
+def _column_problems(path: Path, wanted: "pa.Schema") -> list[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    problems: list[str] = []
-    for kind, model in KINDS.items():
-        for path in _parquet_files(folder, kind):
-            name = path.relative_to(folder).as_posix()
-            try:
-                found = pq.read_schema(path)
-            except (pa.ArrowInvalid, OSError) as error:
-                problems.append(f"{name}: is not a whole Parquet file: {str(error).splitlines()[0]}")
-                continue
-            wanted = arrow_schema(model)
-            missing = sorted(set(wanted.names) - set(found.names))
-            unknown = sorted(set(found.names) - set(wanted.names))
-            if missing or unknown:
-                problems.append(f"{name}: missing columns {missing}, unknown columns {unknown}")
-                continue
-            for field in wanted:
-                if not _same_type(found.field(field.name).type, field.type):
-                    problems.append(f"{name}: {field.name} is {found.field(field.name).type}, not {field.type}")
-    status = "failed" if problems else "passed"
-    question = "Do all files have the columns and types of their record?"
-    return CheckResult("columns", question, status, len(problems), tuple(problems[:_SHOWN]))
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        return [f"is not a whole Parquet file: {str(error).splitlines()[0]}"]
+    found = file.schema_arrow
+    missing = sorted(set(wanted.names) - set(found.names))
+    unknown = sorted(set(found.names) - set(wanted.names))
+    if missing or unknown:
+        return [f"missing columns {missing}, unknown columns {unknown}"]
+    problems = [
+        f"{field.name} is {found.field(field.name).type}, not {field.type}"
+        for field in wanted
+        if not _same_type(found.field(field.name).type, field.type)
+    ]
+    if problems:
+        return problems
+    try:
+        for field in wanted:
+            if not field.nullable and (row := _first_null(file, field.name)) is not None:
+                problems.append(f"{field.name} is missing in row {row}; it must have a value")
+    except (pa.ArrowInvalid, OSError) as error:
+        problems.append(f"cannot be read: {str(error).splitlines()[0]}")
+    return problems
+
+
+def _first_null(file: Any, column: str) -> int | None:
+    """Give the first row without a value in a column; the file's own statistics spare most of the reading."""
+    import pyarrow.compute as pc
+
+    metadata = file.metadata
+    place = {metadata.row_group(0).column(j).path_in_schema: j for j in range(metadata.num_columns)} if (
+        metadata.num_row_groups
+    ) else {}  # fmt: skip
+    first = 0
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        known = metadata.row_group(group).column(place[column]).statistics if column in place else None
+        if known is None or not known.has_null_count or known.null_count:
+            for batch in file.iter_batches(row_groups=[group], columns=[column]):
+                if batch.column(0).null_count:
+                    return first + pc.index(batch.column(0).is_null(), True).as_py()
+                first += batch.num_rows
+        else:
+            first += rows
+    return None
 
 
 def _same_type(found: "pa.DataType", wanted: "pa.DataType") -> bool:
@@ -280,16 +238,20 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
     connection.execute(
         f"SET memory_limit = '800MB'; SET preserve_insertion_order = false; SET temp_directory = {temporary}"
     )
-    for kind, model in KINDS.items():
+    for kind, (model, _) in TABLES.items():
+        split = "split AS stated_split, * EXCLUDE (split)" if kind == "pairs" else "*"
         parts = [
-            f"SELECT {_quoted(path.stem)} AS split, * FROM read_parquet({_quoted(str(path))})"
+            f"SELECT {_quoted(path.stem)} AS split, {split} FROM read_parquet({_quoted(str(path))})"
             for path in _parquet_files(folder, kind)
         ]
         if not parts:
             connection.register(f"empty_{kind}", arrow_schema(model).empty_table())
-            parts = [f"SELECT 'none' AS split, * FROM empty_{kind}"]
+            parts = [f"SELECT 'none' AS split, {split} FROM empty_{kind}"]
         connection.execute(f"CREATE VIEW {kind} AS {' UNION ALL BY NAME '.join(parts)}")
-    shared = "id, split, example_id, task, user_id, prompt_hash, teacher, teacher_revision, attempt, item_ids, k, gold"
+    shared = (
+        "id, split, example_id, task, user_id, prompt_hash, teacher, teacher_revision, attempt, item_ids, k, gold, "
+        "sampling, finish_reason, input_tokens, output_tokens"
+    )
     connection.execute(
         f"CREATE VIEW attempts AS SELECT {shared}, true AS is_kept FROM traces "
         f"UNION ALL SELECT {shared}, false AS is_kept FROM rejected"
@@ -307,8 +269,6 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
     table(
         "manifest",
         {
-            "content_hash": (text, [manifest.content_hash]),
-            "found_content_hash": (text, [content_hash(manifest.tasks, manifest.files, [manifest.tagset_hash])]),
             "candidates": (integer, [manifest.candidates]),
             "kept": (integer, [manifest.kept]),
             "claims": (integer, [manifest.claims]),
@@ -317,7 +277,33 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
             "best_of": (integer, [best_of if isinstance(best_of, int) else None]),
         },
     )
-    files = manifest.files
+    pairs = read_json(folder / PAIRS_MANIFEST, PairsManifest) if (folder / PAIRS_MANIFEST).is_file() else None
+    hashes = {
+        "manifest.json": (manifest.content_hash, content_hash(manifest.tasks, manifest.files, [manifest.tagset_hash]))
+    }
+    files = dict(manifest.files)
+    if pairs is not None:
+        hashes[PAIRS_MANIFEST] = (pairs.content_hash, content_hash(pairs.tasks, pairs.files))
+        files |= {f"pairs/{path}": entry for path, entry in pairs.files.items()}
+    table(
+        "manifest_hashes",
+        {
+            "path": (text, hashes.keys()),
+            "stated": (text, [stated for stated, _ in hashes.values()]),
+            "found": (text, [found for _, found in hashes.values()]),
+        },
+    )
+    counts = [
+        (split, kind, rows) for split, kinds in (pairs.pairs if pairs else {}).items() for kind, rows in kinds.items()
+    ]
+    table(
+        "manifest_pairs",
+        {
+            "split": (text, [split for split, _, _ in counts]),
+            "kind": (text, [kind for _, kind, _ in counts]),
+            "rows": (integer, [rows for _, _, rows in counts]),
+        },
+    )
     table(
         "manifest_files",
         {
@@ -326,8 +312,7 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
             "sha256": (text, [entry.sha256 for entry in files.values()]),
         },
     )
-    has_pairs = (folder / "pairs/manifest.json").is_file()  # then they are a folder of their own
-    found = [path for kind in (*KINDS, *(() if has_pairs else ("pairs",))) for path in _parquet_files(folder, kind)]
+    found = sorted(path for kind in ("traces", "rejected", "pairs") for path in (folder / kind).rglob("*.parquet"))
     table(
         "found_files",
         {
@@ -359,7 +344,7 @@ def _run_query(connection: "duckdb.DuckDBPyConnection", name: str, question: str
 
     try:
         rows = connection.execute(
-            f"SELECT row, problem, count(*) OVER () FROM ({query}) ORDER BY row, problem LIMIT {_SHOWN}"
+            f"SELECT row, problem, count(*) OVER () FROM ({query}) ORDER BY row, problem LIMIT {SHOWN_ROWS}"
         ).fetchall()
     except duckdb.Error as error:
         return CheckResult(name, question, "crashed", error=f"{type(error).__name__}: {error}")
@@ -373,129 +358,19 @@ def _not_run(questions: dict[str, str], why: str) -> list[CheckResult]:
 
 
 def _parquet_files(folder: Path, kind: str) -> list[Path]:
-    return sorted((folder / kind).glob("*.parquet"))
+    return sorted(folder.glob(TABLES[kind][1]))
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _chunks(path: Path, tagset: TagSet, look_up: LookUp | None) -> Iterator[Any]:
-    """Give the facts of a file's rows as pandas frames of at most 100,000 rows."""
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    columns = [
-        "id", "example_id", "finish_reason", "score", "text", "item_ids", "messages", "steps", "answer", "prompt_hash",
-        "claims", "grounded_claims",
-    ]  # fmt: skip
-    facts: list[dict[str, Any]] = []
-    for batch in pq.ParquetFile(path).iter_batches(_READ_ROWS, columns=columns):
-        facts += [row_facts(row, tagset, look_up) for row in batch.to_pylist()]
-        if len(facts) >= _CHUNK_ROWS:
-            yield pd.DataFrame(facts)
-            facts = []
-    if facts:
-        yield pd.DataFrame(facts)
-
-
-@dataclass
-class _Tally:
-    """Sum of one row check over chunks."""
-
-    offending: int = 0
-    rows: tuple[str, ...] = ()
-    error: str = ""
-
-    def result(self, name: str, question: str) -> CheckResult:
-        status = "crashed" if self.error else "failed" if self.offending else "passed"
-        return CheckResult(name, question, status, self.offending, self.rows, self.error)
-
-
-def _great_expectations() -> Any:
-    """Import great-expectations with its telemetry off; takes about four seconds."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # its own imports of deprecated modules
-        import great_expectations as gx
-
-    return gx
-
-
-def _context() -> Any:
-    context = _great_expectations().get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
-    return context
-
-
-@cache
-def _row_validation() -> Any:
-    """Give a function (frame, tallies) that validates one chunk and adds what it finds to the tallies. Made once: a
-    context of great-expectations takes half a second."""
-    gx = _great_expectations()
-    expect = gx.expectations
-    suite = gx.ExpectationSuite(
-        name="rows",
-        expectations=[
-            expect.ExpectColumnValuesToMatchRegex(column="id", regex="^[0-9a-f]{64}$", **_named("id_form")),
-            _in_set(expect, "finish_reason", ("stop",), "finished"),
-            _in_set(expect, "grammar", ("valid",), "grammar"),
-            _in_set(expect, "steps", ("match",), "steps_match"),
-            _in_set(expect, "answer", ("match",), "answer_match"),
-            _in_set(expect, "prompt_hash", ("match",), "prompt_hash"),
-            _in_set(expect, "grounding", ("match",), "grounding"),
-            _in_set(expect, "roles", ("user", "system user"), "roles"),
-            expect.ExpectColumnValuesToBeBetween(column="score", min_value=0, max_value=1, **_named("score_range")),
-        ],
-    )
-    context = _context()
-    batches = context.data_sources.add_pandas("corpus").add_dataframe_asset("traces")
-    definition = context.validation_definitions.add(
-        gx.ValidationDefinition(
-            name="rows", data=batches.add_batch_definition_whole_dataframe("chunk"), suite=context.suites.add(suite)
-        )
-    )
-    return partial(_validate_chunk, definition)
-
-
-def _named(name: str) -> dict[str, Any]:
-    return {"description": ROW_CHECKS[name], "meta": {"check": name}}
-
-
-def _in_set(expect: Any, column: str, values: tuple[str, ...], name: str) -> Any:
-    return expect.ExpectColumnValuesToBeInSet(column=column, value_set=list(values), **_named(name))
-
-
-def _validate_chunk(definition: Any, frame: Any, found: dict[str, _Tally]) -> None:
-    outcome = definition.run(
-        batch_parameters={"dataframe": frame},
-        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["id"]},
-    )
-    for result in outcome.results:
-        tally = found[result.expectation_config.meta["check"]]
-        error = _exception(result.exception_info)
-        if error:
-            tally.error = tally.error or error
-        elif not result.success:
-            column = result.expectation_config.kwargs["column"]
-            rows = result.result.get("unexpected_index_list") or []
-            tally.offending += result.result["unexpected_count"]
-            shown = tuple(f"{row.get('id')}: {column} is {row.get(column)!r}" for row in rows[:_SHOWN])
-            tally.rows = (*tally.rows, *shown)[:_SHOWN]
-
-
-def _exception(info: Any) -> str:
-    """Give the message of an exception inside an expectation, or "": it comes flat or one level down."""
-    entries = [info] if "raised_exception" in info else list(info.values())
-    return next((str(entry["exception_message"]) for entry in entries if entry.get("raised_exception")), "")
-
-
 def _write_data_docs(report: ValidationReport, folder: Path) -> None:
     """Write the outcome of all checks as HTML: one expectation per check on its number of offending rows."""
     import pandas as pd
 
-    gx = _great_expectations()
-    context = _context()
+    gx = great_expectations()
+    context = ephemeral_context()
     site = {
         "class_name": "SiteBuilder",
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},

@@ -1,4 +1,4 @@
--- Is the manifest's content hash that of its tasks, tag set and files?
-SELECT 'manifest.json' AS row, format('content_hash is {}, it should be {}', content_hash, found_content_hash) AS problem
-FROM manifest
-WHERE content_hash <> found_content_hash
+-- Is each manifest's content hash that of its tasks, tag set and files?
+SELECT path AS row, format('content_hash is {}, it should be {}', stated, found) AS problem
+FROM manifest_hashes
+WHERE stated <> found
