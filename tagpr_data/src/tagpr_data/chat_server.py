@@ -27,6 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 from pydantic import Field
 
 from tagpr_data.config import Config
+from tagpr_data.constrain import ServerKind
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.records import FinishReason, Message, Sampling
 
@@ -64,6 +65,8 @@ class ServerOptions(Config):
     """Wait after the first failed try; doubles with each, at most 60 s."""
     extra_body: dict[str, Any] = Field(default={})
     """Further fields of every request, such as `top_k` or `chat_template_kwargs`, where the server knows them."""
+    constrain: ServerKind = "none"
+    """How the server takes the tag grammar, so that it enforces it: `vllm`, `llama-cpp`, or `none`."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -169,11 +172,10 @@ class ChatServer:
         what comes after; a server that ignores the field starts anew, which no field of its answer tells.
         """
         payload = json.dumps(self._body(messages, sampling, seed) | dict(extra or {})).encode()
-        spread = random.Random(seed)
         tried: set[str] = set()
         most = (self.options.retries + 1) * len(self._places)
         for tries in range(1, most + 1):
-            place = await self._enter(tried, spread)
+            place = await self._enter(tried)
             started = _now()
             try:
                 answer = await self._try(place, payload)
@@ -196,7 +198,7 @@ class ChatServer:
                 tried.clear()
                 growing = self.options.backoff_seconds * 2 ** (tries // len(self._places) - 1)
                 # spread, so that those who failed together do not come back together
-                await self._pause(min(growing, _LONGEST_WAIT_SECONDS) * (0.75 + spread.random() / 2), is_told_when)
+                await self._pause(min(growing, _LONGEST_WAIT_SECONDS) * random.uniform(0.75, 1.25), is_told_when)
         raise AssertionError("the loop above returns or raises")
 
     def stop(self) -> None:
@@ -229,7 +231,7 @@ class ChatServer:
     def _where(self) -> str:
         return ", ".join(place.url for place in self._places)
 
-    async def _enter(self, tried: Collection[str], spread: random.Random) -> _Place:
+    async def _enter(self, tried: Collection[str]) -> _Place:
         """Wait for a place with room, one not yet tried before one that was; its room is taken."""
         while True:
             if self._stopped.is_set():
@@ -243,7 +245,7 @@ class ChatServer:
             held = [place.not_before - now for place in self._places if place.not_before > now]
             changed = asyncio.get_running_loop().create_future()
             self._waiting.futures.append(changed)
-            await asyncio.wait([changed], timeout=min(held) + spread.random() * 0.1 if held else None)
+            await asyncio.wait([changed], timeout=min(held) + random.uniform(0, 0.1) if held else None)
 
     async def _pause(self, seconds: float, is_told_when: bool) -> None:
         if is_told_when:  # `_enter` waits as long as the server asked for
@@ -390,6 +392,8 @@ def _open_session(options: ServerOptions, key: str | None) -> "aiohttp.ClientSes
 
 
 async def _read_whole(response: "aiohttp.ClientResponse") -> bytes:
+    if (response.content_length or _LONGEST_ANSWER_BYTES + 1) <= _LONGEST_ANSWER_BYTES:
+        return await response.read()
     pieces: list[bytes] = []
     length = 0
     async for piece in response.content.iter_any():

@@ -25,9 +25,9 @@ from tagpr_data.tags import INVISIBLE, Tag, TagSet
 Format = Literal["gbnf", "lark"]
 
 
-def export(tagset: TagSet, k: int | None, notation: Format) -> str:
-    """Give the grammar of traces for prompts of k items (None: not known) as text. Raises InputError where no trace
-    of this tag set could be valid with that k."""
+def export(tagset: TagSet, k: int | None, notation: Format, answers: Sequence[str] = ()) -> str:
+    """Give the grammar of traces for prompts of k items (None: not known) as text; with `answers` one of these stands
+    after the think block. Raises InputError where no trace of this tag set could be valid with that k."""
     write = _NOTATIONS[notation]
     tags = [tag for tag in tagset.tags if k != 0 or tag.cites != "required"]
     required = [number for number, tag in enumerate(tags) if tag.name in tagset.required_any]
@@ -49,9 +49,15 @@ def export(tagset: TagSet, k: int | None, notation: Format) -> str:
     for number, tag in enumerate(tags):
         opening, closing = _quoted(f"<{tag.name}>"), _quoted(f"</{tag.name}>{_NEWLINE}")
         rules.append((f"{step}{number}", f"{opening} {_body(tag, k, write)} {closing}"))
-    rules += _characters(tagset.names, k, write)
+    rules += _characters(tagset.names, k, write, answers)
     title = f"Traces in the tag grammar, version 1: tag set {tagset.name}, {'any number of' if k is None else k} items"
     return "\n".join([f"{write.comment} {title}", *(f"{name}{write.defines} {rule}" for name, rule in rules)]) + "\n"
+
+
+def export_answers(answers: Sequence[str], notation: Format) -> str:
+    """Give the grammar of these answers alone, for prompts that ask for no reasoning; at least one answer."""
+    write = _NOTATIONS[notation]
+    return f"{write.comment} One of {len(answers)} answers\n{write.start}{write.defines} {_one_of(answers)}\n"
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ def _body(tag: Tag, k: int | None, write: _Notation) -> str:
     return f"{text}* ({_alternatives(two_items)}) ({text} | {cite})*"
 
 
-def _characters(names: Sequence[str], k: int | None, write: _Notation) -> list[tuple[str, str]]:
+def _characters(names: Sequence[str], k: int | None, write: _Notation, answers: Sequence[str]) -> list[tuple[str, str]]:
     """Give the rules below steps: runs of text, citations, the answer."""
     text, seen, cite = write.terminal("text"), write.terminal("seen"), write.terminal("cite")
     first = "".join(sorted({name[0] for name in names} | {"t"})) + r"\x2F<"
@@ -126,16 +132,25 @@ def _characters(names: Sequence[str], k: int | None, write: _Notation) -> list[t
     rules = [
         (text, f"({write.characters('<' + _OPENING + _CONTROLS)} | {bracket} | {square})"),
         (seen, write.characters("<" + _OPENING + _INVISIBLE)),
-        (write.terminal("reply"), f"({write.characters('<' + _CONTROLS)} | {bracket_in_answer})"),
-        (write.terminal("answer"), f"{write.terminal('shown')} {write.terminal('reply')}*"),
-        (write.terminal("shown"), f"{write.characters('<' + _INVISIBLE)} | {bracket_in_answer}"),
     ]
+    if answers:
+        rules.append((write.terminal("answer"), _one_of(answers)))
+    else:
+        rules += [
+            (write.terminal("reply"), f"({write.characters('<' + _CONTROLS)} | {bracket_in_answer})"),
+            (write.terminal("answer"), f"{write.terminal('shown')} {write.terminal('reply')}*"),
+            (write.terminal("shown"), f"{write.characters('<' + _INVISIBLE)} | {bracket_in_answer}"),
+        ]
     digit = write.one_of("0-9")
     if k is None:
         rules.append((cite, f"{_quoted('[P')} {write.one_of('1-9')} {digit}? {digit}? {_quoted(']')}"))
     elif k:
         rules.append((cite, _alternatives(_each_citation(k))))
     return rules
+
+
+def _one_of(answers: Sequence[str]) -> str:
+    return _alternatives(map(_quoted, answers))
 
 
 def _each_citation(k: int) -> list[str]:
