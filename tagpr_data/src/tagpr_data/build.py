@@ -2,52 +2,127 @@
 
 Guarantee: the same data set, config and code give the same bytes; each stage is skipped when its inputs are
 unchanged; after a kill the same command goes on. The manifest is written last. Working files stay in `.work/` of the
-corpus folder (prompts, the journal of candidates, the stages' input hashes) and are no part of the corpus.
+corpus folder (prompts, the journal and the table of candidates, the stages' input hashes) and are no part of the
+corpus. `generate_candidates` is the first half alone. Where a limit stops generation, the corpus is made of what is
+there and its manifest says so (`parameters.partial`). Prompts and candidates stream through files: see `generate` and
+`select` for what memory holds besides the tables of the data set.
 """
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
 from tagpr_data import generate, prompts, select, tables, tags, validate
+from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Price, read_prices
 from tagpr_data.chat_server import ChatServer, ServerOptions
 from tagpr_data.config import Config
 from tagpr_data.dataset import SPLITS, Dataset
 from tagpr_data.errors import InputError
-from tagpr_data.generate import Profiles, Prompt, Retrieval, derived_seed
+from tagpr_data.generate import Prompt, Retrieval, Tally, TeacherPlan, derived_seed
 from tagpr_data.journal import folder_lock
 from tagpr_data.prompts import PromptOptions
-from tagpr_data.records import Candidate, CorpusManifest, Example, FileEntry, Rejected, Sampling, Split, Task, Trace
-from tagpr_data.select import Judged, Selection
+from tagpr_data.records import (
+    Candidate,
+    CorpusManifest,
+    Example,
+    FileEntry,
+    ProfileItem,
+    Record,
+    Rejected,
+    Sampling,
+    Sha256,
+    Split,
+    Task,
+    Trace,
+)
+from tagpr_data.select import Selection
 from tagpr_data.tables import (
     canonical_json,
     content_hash,
     frame_from_records,
+    iter_records,
     read_json,
-    read_records,
     sha256_file,
     sha256_text,
+    table_batches,
+    table_writer,
     write_json,
     write_table,
     write_text,
 )
 from tagpr_data.tags import TagSet, load_tagset
-from tagpr_data.teachers import ScriptedTeacher, ServedTeacher, Teacher
+from tagpr_data.teachers import ScriptedTeacher, ServedTeacher
+
+if TYPE_CHECKING:
+    import polars as pl
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 WORK = ".work"
+REPORT = "generation.json"
 
 
-class ScriptedTeacherConfig(Config):
+class TeacherUsage(Record):
+    """What one teacher used for one task."""
+
+    teacher: str
+    """Its name."""
+    task: str
+    """The task."""
+    answers: int
+    """Answers."""
+    accepted: int
+    """Answers that pass the rules that look at one answer alone."""
+    input_tokens: int
+    """Tokens read."""
+    output_tokens: int
+    """Tokens written."""
+    cost: float
+    """What they cost, by the prices of the call."""
+    uncounted: int
+    """Answers whose tokens are estimated."""
+
+
+class GenerationReport(Record):
+    """How a generation stands; `generation.json` beside the table of candidates."""
+
+    status: Literal["complete", "partial", "pilot"]
+    """`partial`: a limit was reached; `pilot`: only the pilot was asked for."""
+    planned: int
+    """Answers of a complete table."""
+    answers: int
+    """Answers in the table."""
+    accepted: int
+    """Answers that pass the rules that look at one answer alone."""
+    rejected: dict[str, int]
+    """The others, by rule."""
+    used: tuple[TeacherUsage, ...]
+    """By teacher and task."""
+    table_sha256: Sha256
+    """Hash of the table."""
+
+
+class Attempts(Config):
+    """How often a teacher tries, and how warm."""
+
+    attempts: int | None = Field(default=None, ge=1)
+    """Attempts per example; None takes as many as `temperatures` names, else those of the corpus."""
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Temperature ladder: attempt i is sampled at the i-th, those beyond its end at the last; empty takes
+    `sampling.temperature` for all."""
+
+
+class ScriptedTeacherConfig(Attempts):
     """The rule-based teacher."""
 
     type: Literal["scripted"] = "scripted"
@@ -58,8 +133,8 @@ class ScriptedTeacherConfig(Config):
     """The first so many attempts do not know it, so that only what fails without is rationalised."""
 
 
-class ServedTeacherConfig(ServerOptions):
-    """A model behind an OpenAI-compatible server."""
+class ServedTeacherConfig(ServerOptions, Attempts):
+    """A model behind one or several OpenAI-compatible servers."""
 
     type: Literal["openai"]
     """Tells the teachers apart."""
@@ -69,6 +144,9 @@ class ServedTeacherConfig(ServerOptions):
     """The first so many attempts are not told, so that only what fails without is rationalised."""
     revision: str = "unstated"
     """Version of the model, as far as known; part of every row's lineage."""
+
+
+TeacherConfig = Annotated[ScriptedTeacherConfig | ServedTeacherConfig, Field(discriminator="type")]
 
 
 class CorpusConfig(Config):
@@ -100,18 +178,28 @@ class CorpusConfig(Config):
     """How prompts are built."""
     tagset: Path | None = None
     """Tag-set file; None is the shipped one."""
-    teacher: ScriptedTeacherConfig | ServedTeacherConfig = Field(default=ScriptedTeacherConfig(), discriminator="type")
-    """Who writes the traces."""
+    teacher: TeacherConfig | Annotated[tuple[TeacherConfig, ...], Field(min_length=1)] = ScriptedTeacherConfig()
+    """Who writes the traces: one table `[teacher]`, or several `[[teacher]]`."""
     sampling: Sampling = Sampling()
-    """How the teacher samples."""
+    """How teachers sample."""
     attempts: int = Field(default=1, ge=1)
-    """Attempts per example."""
+    """Attempts per example of each teacher that does not name its own."""
+    until_accepted: bool = False
+    """Ask attempt after attempt, and teacher after teacher in their order, only until `selection.best_of` answers pass
+    the rules that look at one answer alone."""
+    prices: Path | None = None
+    """TOML file with `[MODEL] input = …, output = …`, prices of a million tokens; the card then shows costs."""
     selection: Selection = Selection()
     """Which attempts are kept."""
     seed: int = 0
     """Everything random derives from it."""
     html_report: bool = True
     """Whether validation writes HTML data docs beside its JSON; costs a few seconds."""
+
+    @property
+    def teachers(self) -> tuple[ScriptedTeacherConfig | ServedTeacherConfig, ...]:
+        """The teachers, at least one."""
+        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -123,62 +211,129 @@ def silent(title: str, total: int) -> AbstractContextManager[Callable[[], object
     return nullcontext(lambda: None)
 
 
+class Watch(Protocol):
+    """Shows a generation while it runs."""
+
+    def __call__(self) -> AbstractContextManager[Callable[[Tally], object]]:
+        """Open the display; what it gives is shown the tally after each answer."""
+        ...
+
+
+def unwatched() -> AbstractContextManager[Callable[[Tally], object]]:
+    """Show nothing."""
+    return nullcontext(lambda tally: None)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a call may spend on generation, and what it is told on the way."""
+
+    limits: Limits = NO_LIMITS
+    """When generation stops."""
+    prices: Mapping[str, Price] = field(default_factory=dict[str, Price])
+    """Model name → prices of a million tokens read and written."""
+    pilot_share: float = 0.0
+    """Share of the prompts answered first, for a forecast; 0 makes none."""
+    is_pilot_only: bool = False
+    """Whether to stop after the pilot."""
+    on_forecast: Callable[[Forecast], object] = lambda forecast: None
+    """Told the forecast."""
+    watch: Watch = unwatched
+    """Shows generation while it runs."""
+
+
+UNLIMITED = Asking()
+
+
 def build(
-    config: CorpusConfig, progress: Progress = silent, say: Callable[[str], object] = lambda line: None
+    config: CorpusConfig,
+    progress: Progress = silent,
+    say: Callable[[str], object] = lambda line: None,
+    asking: Asking = UNLIMITED,
 ) -> CorpusManifest:
     """Build the corpus folder `config.output` and validate it; `say` gets one line per stage.
 
     Raises InputError for a config that does not fit the data set or a folder that holds something else, CheckFailed
     when the corpus does not validate.
     """
-    output, work = config.output, config.output / WORK
-    _check_target(output, config.name)
-    dataset = Dataset.load(config.dataset)
-    tagset = load_tagset(config.tagset)
-    teacher = make_teacher(config, tagset)
-    stages = _Stages(work / "stages.json", say)
-    with folder_lock(output):
-        rows = _prompts_stage(config, dataset, tagset, stages, progress)
-        candidates = _generate_stage(config, dataset, rows, teacher, stages, progress)
-        manifest = _select_stage(config, dataset, tagset, rows, candidates, stages, progress)
-        _documents_stage(config, stages)
-        _validate_stage(config, manifest, stages)
+    job = _Job.open(config, progress, say, asking)
+    with folder_lock(config.output):
+        table, planned = job.generate_stage()
+        manifest = job.select_stage(table, planned)
+        job.documents_stage()
+        job.validate_stage(manifest)
     return manifest
 
 
-def make_teacher(config: CorpusConfig, tagset: TagSet) -> Teacher:
-    """Give the teacher of a config."""
-    teacher = config.teacher
-    if isinstance(teacher, ScriptedTeacherConfig):
-        return ScriptedTeacher(hindsight=teacher.hindsight, blind_attempts=teacher.blind_attempts)
-    return ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision, teacher.blind_attempts)
+def generate_candidates(
+    config: CorpusConfig,
+    progress: Progress = silent,
+    say: Callable[[str], object] = lambda line: None,
+    asking: Asking = UNLIMITED,
+) -> GenerationReport:
+    """Do the stages up to the table of candidates, `config.output/.work/candidates.parquet`, and say what it holds.
+
+    `build` with the same config goes on from there. Raises what `build` raises.
+    """
+    job = _Job.open(config, progress, say, asking)
+    with folder_lock(config.output):
+        job.generate_stage()
+        return read_json(config.output / WORK / REPORT, GenerationReport)
 
 
-def choose_examples(config: CorpusConfig, dataset: Dataset) -> dict[Split, list[Example]]:
-    """Give the examples to answer by split, ordered by id: those of the tasks, within `per_user` and the limits.
+def teacher_plans(
+    config: CorpusConfig, tagset: TagSet, prices: Mapping[str, Price], limits: Limits
+) -> list[TeacherPlan]:
+    """Give the teachers of a config with their attempts. Raises InputError for a served model without a price where
+    the cost is limited."""
+    plans: list[TeacherPlan] = []
+    for teacher in config.teachers:
+        attempts = teacher.attempts or len(teacher.temperatures) or config.attempts
+        ladder = teacher.temperatures or (config.sampling.temperature,)
+        samplings = tuple(
+            config.sampling.model_copy(update={"temperature": ladder[min(attempt, len(ladder) - 1)]})
+            for attempt in range(attempts)
+        )
+        if isinstance(teacher, ScriptedTeacherConfig):
+            scripted = ScriptedTeacher(hindsight=teacher.hindsight, blind_attempts=teacher.blind_attempts)
+            plans.append(TeacherPlan(scripted, samplings))
+            continue
+        if limits.max_cost is not None and teacher.model not in prices:
+            known = ", ".join(sorted(prices)) or "none"
+            raise InputError(f"--max-cost needs a price of the model {teacher.model!r}; the price file has: {known}")
+        served = ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision, teacher.blind_attempts)
+        plans.append(TeacherPlan(served, samplings, teacher.at_once, prices.get(teacher.model, FREE)))
+    return plans
+
+
+def choose_examples(config: CorpusConfig, dataset: Dataset) -> "dict[Split, pl.DataFrame]":
+    """Give the examples to answer by split as frames (id, task, user_id), ordered by id: those of the tasks, within
+    `per_user` and the limits.
 
     Which ones stay is drawn by `seed` and example id, so that a larger limit keeps those of a smaller one.
     """
+    import polars as pl
+
     tasks = {dataset.task(name).name for name in config.tasks} if config.tasks is not None else None
-    chosen: dict[Split, list[Example]] = {}
+    chosen: dict[Split, pl.DataFrame] = {}
     for split in dataset.splits:
         if split not in config.splits:
             continue
-        rows = [example for example in dataset.examples(split) if tasks is None or example.task in tasks]
-        rows.sort(key=lambda example: (derived_seed(config.seed, "choose", example.id), example.id))
-        by_user: Counter[tuple[str, str]] = Counter()
-        by_task: Counter[str] = Counter()
-        kept: list[Example] = []
-        for example in rows:
-            user = (example.task, example.user_id)
-            is_over = config.per_user is not None and by_user[user] >= config.per_user
-            most = min(config.limits.get(split, len(rows)), config.task_limits.get(example.task, len(rows)))
-            if is_over or by_task[example.task] >= most:
-                continue
-            by_user[user] += 1
-            by_task[example.task] += 1
-            kept.append(example)
-        chosen[split] = sorted(kept, key=lambda example: example.id)
+        rows = pl.read_parquet(dataset.folder / f"examples/{split}.parquet", columns=["id", "task", "user_id"])
+        if tasks is not None:
+            rows = rows.filter(pl.col("task").is_in(sorted(tasks)))
+        draws = [derived_seed(config.seed, "choose", example_id) for example_id in rows["id"]]
+        rows = rows.with_columns(draw=pl.Series(draws, dtype=pl.Int64)).sort("draw", "id")
+        if config.per_user is not None:
+            rows = rows.filter(pl.int_range(pl.len()).over("task", "user_id") < config.per_user)
+        most = {
+            task: min(config.limits.get(split, rows.height), config.task_limits.get(task, rows.height))
+            for task in rows["task"].unique()
+        }
+        rows = rows.filter(
+            pl.int_range(pl.len()).over("task") < pl.col("task").replace_strict(most, return_dtype=pl.Int64)
+        )
+        chosen[split] = rows.sort("id").drop("draw")
     return chosen
 
 
@@ -202,28 +357,21 @@ def write_corpus(
     description: Description,
 ) -> CorpusManifest:
     """Write traces/, rejected/ and, last, the manifest; what stood there under these names before is removed first."""
-    (folder / MANIFEST).unlink(missing_ok=True)
+    _clear(folder)
     files: dict[str, FileEntry] = {}
     for kind, model, rows_by_split in (("traces", Trace, traces), ("rejected", Rejected, rejected)):
-        if (folder / kind).exists():
-            shutil.rmtree(folder / kind)
         for split, rows in rows_by_split.items():
             name = f"{kind}/{split}.parquet"
             files[name] = write_table(folder / name, frame_from_records(rows, model), model, ["id"])
-    manifest = describe(traces, rejected, files, description)
+    kept = [row for rows in traces.values() for row in rows]
+    refused = [row for rows in rejected.values() for row in rows]
+    manifest = describe(select.count(kept, refused), files, description)
     write_json(folder / MANIFEST, manifest)
     return manifest
 
 
-def describe(
-    traces: Mapping[Split, Sequence[Trace]],
-    rejected: Mapping[Split, Sequence[Rejected]],
-    files: dict[str, FileEntry],
-    description: Description,
-) -> CorpusManifest:
-    """Give the manifest of a corpus from its rows, files and description."""
-    kept = [row for rows in traces.values() for row in rows]
-    refused = [row for rows in rejected.values() for row in rows]
+def describe(counts: select.Counts, files: dict[str, FileEntry], description: Description) -> CorpusManifest:
+    """Give the manifest of a corpus from its counts, files and description."""
     return CorpusManifest(
         name=description.name,
         tagset=description.tagset.name,
@@ -232,17 +380,25 @@ def describe(
         dataset_hash=description.dataset_hash,
         licence=description.licence,
         tasks=description.tasks,
-        teachers=dict(sorted({row.teacher: row.teacher_revision for row in (*kept, *refused)}.items())),
+        teachers=dict(sorted(counts.teachers.items())),
         files=files,
         content_hash=content_hash(description.tasks, files, [description.tagset.hash]),
-        candidates=len(kept) + len(refused),
-        kept=len(kept),
-        rejected=select.count_reasons(refused),
-        acceptance=select.acceptance(kept, refused),
-        claims=sum(row.claims for row in kept),
-        grounded_claims=sum(row.grounded_claims for row in kept),
+        candidates=counts.candidates,
+        kept=counts.kept,
+        rejected=counts.rejected,
+        acceptance=counts.acceptance,
+        claims=counts.claims,
+        grounded_claims=counts.grounded_claims,
         parameters=dict(description.parameters),
     )
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier build left, the manifest first: without it the folder counts as unfinished."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for kind in ("traces", "rejected"):
+        if (folder / kind).exists():
+            shutil.rmtree(folder / kind)
 
 
 class _Stages:
@@ -268,174 +424,318 @@ class _Stages:
         write_text(self._path, json.dumps(self._done, indent=2, sort_keys=True) + "\n")
         self._say(f"{stage:<9} {line} ({perf_counter() - self._started:.1f} s)")
 
+    def leave(self, stage: str, line: str) -> None:
+        """Say that the stage stopped before its end; it is not done."""
+        self._done.pop(stage, None)
+        write_text(self._path, json.dumps(self._done, indent=2, sort_keys=True) + "\n")
+        self._say(f"{stage:<9} {line} ({perf_counter() - self._started:.1f} s)")
+
     def skip(self, stage: str, line: str) -> None:
         """Say that the stage had nothing to do."""
         self._say(f"{stage:<9} {line} (unchanged)")
 
 
-def _prompts_stage(
-    config: CorpusConfig, dataset: Dataset, tagset: TagSet, stages: _Stages, progress: Progress
-) -> list[Prompt]:
-    path = config.output / WORK / "prompts.parquet"
-    settings = config.model_dump(
-        mode="json",
-        include={"tasks", "splits", "limits", "per_user", "retriever", "k", "empty_profile_share", "prompt", "seed"},
-    )
-    from tagpr_data import retrieve
+@dataclass(frozen=True)
+class _Job:
+    """One config with all that its stages share; each method is a stage."""
 
-    inputs = _hash(settings, dataset.manifest.content_hash, tagset.hash, _code(generate, prompts, retrieve))
-    if stages.is_done("prompts", inputs) and path.is_file():
-        rows = read_records(path, Prompt)
-        stages.skip("prompts", f"{len(rows):,} prompts")
-        return rows
-    examples = choose_examples(config, dataset)
-    total = sum(map(len, examples.values()))
-    if not total:
-        wanted = ", ".join(config.tasks or ("any task",))
-        raise InputError(f"data set {config.dataset} has no example of {wanted} in {', '.join(config.splits)}")
-    retrieval = Retrieval(config.retriever, config.k, config.empty_profile_share, config.seed)
-    with progress("prompts", total) as advance:
-        rows, skipped = generate.make_prompts(dataset, examples, retrieval, config.prompt, tagset, advance)
-    write_table(path, frame_from_records(rows, Prompt), Prompt, ["prompt_hash"])
-    rows.sort(key=lambda row: row.prompt_hash)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count) or "none"
-    by_split = Counter(row.split for row in rows)
-    counts = ", ".join(f"{split} {by_split[split]:,}" for split in SPLITS if by_split[split])
-    stages.finish("prompts", inputs, f"{len(rows):,} prompts: {counts}; left out: {left_out} → {path}")
-    return rows
+    config: CorpusConfig
+    dataset: Dataset
+    tagset: TagSet
+    plans: list[TeacherPlan]
+    asking: Asking
+    stages: _Stages
+    progress: Progress
+    say: Callable[[str], object]
 
+    @classmethod
+    def open(cls, config: CorpusConfig, progress: Progress, say: Callable[[str], object], asking: Asking) -> "_Job":
+        """Check the config against folder and data set; nothing is written yet."""
+        _check_target(config.output, config.name)
+        dataset, tagset = Dataset.load(config.dataset), load_tagset(config.tagset)
+        if config.prices is not None and not asking.prices:
+            asking = replace(asking, prices=read_prices(config.prices, None))
+        plans = teacher_plans(config, tagset, asking.prices, asking.limits)
+        return cls(
+            config, dataset, tagset, plans, asking, _Stages(config.output / WORK / "stages.json", say), progress, say
+        )
 
-def _generate_stage(
-    config: CorpusConfig,
-    dataset: Dataset,
-    rows: Sequence[Prompt],
-    teacher: Teacher,
-    stages: _Stages,
-    progress: Progress,
-) -> list[Candidate]:
-    """The journal knows what is there already, so this stage is skipped row by row."""
-    folder = config.output / WORK
-    stages.is_done("generate", "")
-    with progress("generate", len(rows) * config.attempts) as advance:
-        candidates = generate.generate(
-            folder, rows, teacher, dataset, config.prompt, config.sampling, config.seed, config.attempts,
-            concurrency=config.teacher.concurrency if isinstance(config.teacher, ServedTeacherConfig) else 1,
-            on_candidate=advance,
-        )  # fmt: skip
-    line = f"{len(candidates):,} candidates by {teacher.name} → {folder / 'candidates.jsonl'}"
-    stages.finish("generate", _hash([candidate.id for candidate in candidates]), line)
-    return candidates
+    @property
+    def work(self) -> Path:
+        """Working files."""
+        return self.config.output / WORK
 
+    def prompts_stage(self) -> Path:
+        """Give the table of prompts."""
+        from tagpr_data import retrieve
 
-def _select_stage(
-    config: CorpusConfig,
-    dataset: Dataset,
-    tagset: TagSet,
-    rows: Sequence[Prompt],
-    candidates: Sequence[Candidate],
-    stages: _Stages,
-    progress: Progress,
-) -> CorpusManifest:
-    from tagpr_data.lamp import metrics
+        config, path = self.config, self.work / "prompts.parquet"
+        settings = config.model_dump(mode="json", include=_PROMPT_SETTINGS)
+        code = _code(generate, prompts, retrieve)
+        inputs = _hash(settings, self.dataset.manifest.content_hash, self.tagset.hash, code)
+        if self.stages.is_done("prompts", inputs) and path.is_file():
+            self.stages.skip("prompts", f"{_rows(path):,} prompts")
+            return path
+        chosen = choose_examples(config, self.dataset)
+        total = sum(rows.height for rows in chosen.values())
+        if not total:
+            wanted = ", ".join(config.tasks or ("any task",))
+            raise InputError(f"data set {config.dataset} has no example of {wanted} in {', '.join(config.splits)}")
+        retrieval = Retrieval(config.retriever, config.k, config.empty_profile_share, config.seed)
+        skipped, by_split = Counter[str](), Counter[Split]()
+        with self.progress("prompts", total) as advance, table_writer(path, Prompt) as write:
+            examples = _advancing(_examples(self.dataset, chosen), advance)
+            for prompt in generate.make_prompts(self.dataset, examples, retrieval, config.prompt, self.tagset, skipped):
+                by_split[prompt.split] += 1
+                write(prompt)
+        left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "none"
+        counts = ", ".join(f"{split} {by_split[split]:,}" for split in SPLITS if by_split[split])
+        self.stages.finish("prompts", inputs, f"{by_split.total():,} prompts: {counts}; left out: {left_out} → {path}")
+        return path
 
-    inputs = _hash(
-        config.name,
-        config.selection.model_dump(mode="json"),
-        [sha256_text(candidate.model_dump_json()) for candidate in candidates],
-        dataset.manifest.content_hash,
-        tagset.hash,
-        _code(select, tags, metrics, tables),
-        _parameters(config, dataset),
-    )
-    path = config.output / MANIFEST
-    if stages.is_done("select", inputs) and path.is_file():
-        manifest = read_json(path, CorpusManifest)
-        if all(_is_unchanged(config.output / name, entry) for name, entry in manifest.files.items()):
-            stages.skip("select", f"{manifest.kept:,} traces")
-            return manifest
-    examples = generate.examples_of(dataset, rows)
-    profiles = Profiles(dataset, list(examples.values()))
-    split_of = {row.prompt_hash: row.split for row in rows}
-    with progress("select", len(candidates)) as advance:
+    def generate_stage(self) -> tuple[Path, int]:
+        """Give the table of candidates, and how many answers a complete one would have."""
+        config, path, report_path = self.config, self.work / generate.CANDIDATES, self.work / REPORT
+        prompts_path = self.prompts_stage()
+        inputs = self._generation_inputs(prompts_path)
+        if self.stages.is_done("generate", inputs) and path.is_file() and report_path.is_file():
+            report = read_json(report_path, GenerationReport)
+            if report.table_sha256 == sha256_file(path):
+                self.stages.skip("generate", f"{report.answers:,} candidates")
+                return path, report.planned
+        judge = self._judge()
+        asking = self.asking
+        with asking.watch() as watch:
+            outcome = generate.generate(
+                self.work, prompts_path, self.plans, self.dataset, config.prompt, config.seed, judge,
+                until_accepted=config.selection.best_of if config.until_accepted else None,
+                limits=asking.limits, pilot_share=asking.pilot_share, is_pilot_only=asking.is_pilot_only,
+                on_forecast=asking.on_forecast, watch=watch, say=self.say,
+            )  # fmt: skip
+        report = _report(outcome, sha256_file(path))
+        write_json(report_path, report)
+        names = ", ".join(sorted({plan.teacher.name for plan in self.plans}))
+        line = f"{report.answers:,} candidates by {names} → {path}"
+        if outcome.status == "complete":
+            self.stages.finish("generate", inputs, line)
+        else:
+            why = "a limit was reached" if outcome.status == "partial" else "only the pilot was asked for"
+            self.stages.leave("generate", f"PARTIAL, {why}: {outcome.tally.missing:,} still missing; {line}")
+        return path, report.planned
 
-        def judged(candidate: Candidate) -> Judged:
-            example = examples[candidate.example_id]
-            items = profiles.chosen(example, candidate.item_ids)
-            advance()
-            task = dataset.task(candidate.task)
-            return select.judge(candidate, task, items, example.date, config.selection, tagset)
-
-        kept, refused = select.select(candidates, judged, config.selection)
-    splits: list[Split] = [split for split in SPLITS if split in split_of.values()]
-    names = {row.task for row in rows}
-    manifest = write_corpus(
-        config.output,
-        {split: [row for row in kept if split_of[row.prompt_hash] == split] for split in splits},
-        {split: [row for row in refused if split_of[row.prompt_hash] == split] for split in splits},
-        Description(
+    def select_stage(self, table: Path, planned: int) -> CorpusManifest:
+        """Write traces, rejected and manifest."""
+        config, dataset, tagset = self.config, self.dataset, self.tagset
+        parameters = _parameters(config, dataset) | _priced(config, self.asking.prices)
+        answers = _rows(table)
+        if answers < planned:
+            parameters["partial"] = {"candidates": answers, "planned": planned}
+        inputs = _hash(
+            config.name,
+            config.selection.model_dump(mode="json"),
+            select.files_of(config.selection),
+            sha256_file(table),
+            dataset.manifest.content_hash,
+            tagset.hash,
+            _selection_code(),
+            parameters,
+        )
+        path = config.output / MANIFEST
+        if self.stages.is_done("select", inputs) and path.is_file():
+            manifest = read_json(path, CorpusManifest)
+            if all(_is_unchanged(config.output / name, entry) for name, entry in manifest.files.items()):
+                self.stages.skip("select", f"{manifest.kept:,} traces")
+                return manifest
+        _clear(config.output)
+        splits, tasks = _splits_and_tasks(self.work / "prompts.parquet")
+        with self.progress("select", answers) as advance:
+            files, counts = select.select(
+                table_batches(table, Candidate), dataset, config.selection, tagset, config.output, splits,
+                work=self.work / "select", expected=answers, on_rows=lambda rows: [advance() for _ in range(rows)],
+            )  # fmt: skip
+        description = Description(
             name=config.name,
             tagset=tagset,
             dataset=dataset.manifest.name,
             dataset_hash=dataset.manifest.content_hash,
             licence=dataset.manifest.licence,
-            tasks=tuple(task for task in dataset.manifest.tasks if task.name in names),
-            parameters=_parameters(config, dataset),
+            tasks=tuple(task for task in dataset.manifest.tasks if task.name in tasks),
+            parameters=parameters,
+        )
+        manifest = describe(counts, files, description)
+        write_json(path, manifest)
+        grounded = f"{manifest.grounded_claims:,} of {manifest.claims:,} claims grounded"
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
+        self.stages.finish(
+            "select", inputs, f"{manifest.kept:,} traces, {grounded}; rejected: {reasons} → {config.output}"
+        )
+        return manifest
+
+    def documents_stage(self) -> None:
+        """Write card and Croissant description."""
+        from tagpr_data import card, corpus, croissant, stats
+
+        output = self.config.output
+        paths = [output / name for name in (card.README, card.CROISSANT)]
+
+        def inputs() -> str:
+            """What the documents are made of, and the documents: an edited one is written anew."""
+            present = [path for path in (output / MANIFEST, output / card.FACTS, *paths) if path.is_file()]
+            queries = sorted(stats.QUERIES.glob("*.sql"))
+            return _hash([sha256_file(path) for path in (*present, *queries)], _code(card, corpus, croissant, stats))
+
+        if self.stages.is_done("documents", inputs()):
+            self.stages.skip("documents", f"{card.README}, {card.CROISSANT}")
+            return
+        opened = corpus.open_corpus(output, verify=False)
+        card.write_documents(opened)
+        self.stages.finish("documents", inputs(), f"{card.README}, {card.CROISSANT} → {output}")
+        for line in card.costs(opened.manifest, stats.statistics(opened)):
+            self.say(f"{'':<9} {line}")
+
+    def validate_stage(self, manifest: CorpusManifest) -> None:
+        """Check the corpus."""
+        config = self.config
+        report = config.output / "data_docs"
+        checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
+        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate, tags), checks, config.html_report)
+        if self.stages.is_done("validate", inputs) and (report / "report.json").is_file():
+            self.stages.skip("validate", "passed before")
+            return
+        outcome = validate.validate(config.output, config.tagset, report, config.html_report, config.dataset)
+        validate.raise_for(outcome, config.output)
+        page = report / ("index.html" if config.html_report else "report.json")
+        line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"
+        self.stages.finish("validate", inputs, line)
+
+    def _generation_inputs(self, prompts_path: Path) -> str:
+        """Hash of what the table of candidates depends on; the rules only where they decide what is asked."""
+        config = self.config
+        asked = [
+            [
+                plan.teacher.name,
+                plan.teacher.revision,
+                [sampling.model_dump(mode="json") for sampling in plan.samplings],
+            ]
+            for plan in self.plans
+        ]
+        until = None
+        if config.until_accepted:
+            until = [config.selection.model_dump(mode="json"), select.files_of(config.selection), _selection_code()]
+        return _hash(
+            sha256_file(prompts_path), asked, config.seed, config.prompt.model_dump(mode="json"), until, _code(generate)
+        )
+
+    def _judge(self) -> generate.Judge:
+        """Give the rules of selection that look at one answer alone; personal data and contamination are left to the
+        selection, which looks at whole batches."""
+        alone = self.config.selection.model_copy(update={"contamination": (), "personal_data": "off"})
+        judge = select.Judge.prepare(alone, self.dataset, self.tagset, self.work / "judge")
+
+        def reason(candidate: Candidate, prompt: Prompt, items: Sequence[ProfileItem]) -> str | None:
+            row = select.Row(
+                text=candidate.text,
+                finish_reason=candidate.finish_reason,
+                gold=candidate.gold,
+                task=self.dataset.task(candidate.task),
+                user_id=candidate.user_id,
+                question=prompt.input,
+                items=items,
+                date=prompt.date,
+            )
+            return judge.judge(row).reason
+
+        return reason
+
+
+_PROMPT_SETTINGS = {
+    "tasks", "splits", "limits", "task_limits", "per_user", "retriever", "k", "empty_profile_share", "prompt", "seed",
+}  # fmt: skip
+
+
+def _report(outcome: generate.Generation, table_sha256: str) -> GenerationReport:
+    tally = outcome.tally
+    return GenerationReport(
+        status=outcome.status,
+        planned=tally.planned - tally.spared,
+        answers=tally.answers,
+        accepted=tally.accepted,
+        rejected=dict(sorted(tally.rejected.items())),
+        used=tuple(
+            TeacherUsage(teacher=teacher, task=task, **asdict(usage))
+            for (teacher, task), usage in sorted(tally.used.items())
         ),
+        table_sha256=table_sha256,
     )
-    grounded = f"{manifest.grounded_claims:,} of {manifest.claims:,} claims grounded"
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
-    stages.finish("select", inputs, f"{manifest.kept:,} traces, {grounded}; rejected: {reasons} → {config.output}")
-    return manifest
 
 
-def _documents_stage(config: CorpusConfig, stages: _Stages) -> None:
-    from tagpr_data import card, corpus, croissant, stats
-
-    facts = config.output / card.FACTS
-    paths = [config.output / name for name in (card.README, card.CROISSANT)]
-
-    def inputs() -> str:
-        """What the documents are made of, and the documents: an edited one is written anew."""
-        present = [path for path in (config.output / MANIFEST, facts, *paths) if path.is_file()]
-        queries = sorted(stats.QUERIES.glob("*.sql"))
-        return _hash([sha256_file(path) for path in (*present, *queries)], _code(card, corpus, croissant, stats))
-
-    if stages.is_done("documents", inputs()):
-        stages.skip("documents", f"{card.README}, {card.CROISSANT}")
-        return
-    card.write_documents(corpus.open_corpus(config.output, verify=False))
-    stages.finish("documents", inputs(), f"{card.README}, {card.CROISSANT} → {config.output}")
+def _examples(dataset: Dataset, chosen: "Mapping[Split, pl.DataFrame]") -> Iterator[tuple[Split, Example]]:
+    for split, rows in chosen.items():
+        wanted = set(rows["id"])
+        for example in iter_records(dataset.folder / f"examples/{split}.parquet", Example):
+            if example.id in wanted:
+                yield split, example
 
 
-def _validate_stage(config: CorpusConfig, manifest: CorpusManifest, stages: _Stages) -> None:
-    report = config.output / "data_docs"
-    checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-    inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate, tags), checks, config.html_report)
-    if stages.is_done("validate", inputs) and (report / "report.json").is_file():
-        stages.skip("validate", "passed before")
-        return
-    outcome = validate.validate(config.output, config.tagset, report, config.html_report, config.dataset)
-    validate.raise_for(outcome, config.output)
-    page = report / ("index.html" if config.html_report else "report.json")
-    line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"
-    stages.finish("validate", inputs, line)
+def _advancing(rows: Iterable[T], advance: Callable[[], object]) -> Iterator[T]:
+    for row in rows:
+        advance()
+        yield row
+
+
+def _rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path).num_rows
+
+
+def _splits_and_tasks(path: Path) -> tuple[list[Split], set[str]]:
+    """Give the splits and the tasks that a table of prompts has."""
+    import polars as pl
+
+    found = pl.scan_parquet(path).select("split", "task").unique().collect()
+    present = set(found["split"])
+    return [split for split in SPLITS if split in present], set(found["task"])
+
+
+def _selection_code() -> list[str]:
+    from tagpr_data import contamination, judge, language, near_duplicates, personal_data, words
+    from tagpr_data.lamp import metrics
+
+    return _code(select, judge, tags, metrics, tables, contamination, language, near_duplicates, personal_data, words)
+
+
+def _priced(config: CorpusConfig, prices: Mapping[str, Price]) -> dict[str, Any]:
+    """Give the prices of the teachers for the manifest, by teacher name; nothing where none are known."""
+    served = [teacher for teacher in config.teachers if isinstance(teacher, ServedTeacherConfig)]
+    known = {teacher.model: list(prices[teacher.model]) for teacher in served if teacher.model in prices}
+    return {"prices": known} if known else {}
 
 
 def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     """Give the settings for the manifest: no paths, and what `checks/` look for at the top."""
-    split_of: dict[str, set[str]] = {}
-    for split in dataset.splits:
-        for example in dataset.examples(split):
-            split_of.setdefault(example.user_id, set()).add(split)
+    import polars as pl
+
+    users = [
+        pl.read_parquet(dataset.folder / f"examples/{split}.parquet", columns=["user_id"])["user_id"].unique()
+        for split in dataset.splits
+    ]
     # how the server is reached makes no difference to what is built, and is nobody's business
-    reached = set(ServerOptions.model_fields) - {"model"}
-    where = {"name": True, "dataset": True, "output": True, "tagset": True, "html_report": True, "teacher": reached}
-    settings = config.model_dump(mode="json", exclude=where)
+    reached = set(ServerOptions.model_fields) - {"model", "extra_body"}
+    settings = config.model_dump(
+        mode="json", exclude={"name", "dataset", "output", "tagset", "html_report", "teacher", "prices"}
+    )
+    teachers = [teacher.model_dump(mode="json", exclude=reached) for teacher in config.teachers]
+    settings["teacher"] = teachers if isinstance(config.teacher, tuple) else teachers[0]
+    rules = settings["selection"]
+    rules["contamination"] = [folder.name for folder in config.selection.contamination]
+    rules |= {key: Path(rules[key]).name for key in ("leak_phrases", "names") if rules[key] is not None}
     return {
         **settings,
         "min_score": config.selection.min_score,
+        "task_min_score": config.selection.task_min_score,
         "best_of": config.selection.best_of,
-        "disjoint_users": all(len(splits) == 1 for splits in split_of.values()),
+        "disjoint_users": not pl.concat(users).is_duplicated().any(),
     }
 
 

@@ -105,6 +105,7 @@ def card(corpus: Corpus, numbers: Statistics, facts: CardFacts) -> str:
         _lengths(numbers),
         "## Tags\n\n" + _tags(manifest, numbers),
         "## Teachers and acceptance\n\n" + _acceptance(manifest, numbers),
+        _costs(manifest, numbers),
         "## Rejected candidates\n\n" + _reasons(manifest, numbers),
         f"## Preference pairs\n\n{_pairs(numbers)}" if corpus.pairs else None,
         "## One trace\n\n" + _example(corpus) if manifest.kept else None,
@@ -130,25 +131,38 @@ def recipe(manifest: CorpusManifest) -> str | None:
     return toml(head | settings)
 
 
-_DERIVED = ("min_score", "best_of", "disjoint_users")
+_DERIVED = ("min_score", "task_min_score", "best_of", "disjoint_users", "partial", "prices")
 
 
 def toml(settings: Mapping[str, Any]) -> str:
     """Give settings (texts, numbers, flags, lists, sections) as TOML; None is left out, as TOML has no such value."""
     lines: list[str] = []
 
-    def section(name: str, values: Mapping[str, Any]) -> None:
+    def section(name: str, values: Mapping[str, Any], header: str) -> None:
         if name:
-            lines.append(f"\n[{name}]")
+            lines.append(f"\n{header}")
         inner = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+        tables = {key: value for key, value in values.items() if _is_tables(value)}
         lines.extend(
-            f"{_key(key)} = {_value(values[key])}" for key in values if key not in inner and values[key] is not None
+            f"{_key(key)} = {_value(value)}"
+            for key, value in values.items()
+            if key not in inner and key not in tables and value is not None
         )
         for key, value in inner.items():
-            section(f"{name}.{_key(key)}".lstrip("."), value)
+            path = f"{name}.{_key(key)}".lstrip(".")
+            section(path, value, f"[{path}]")
+        for key, rows in tables.items():
+            path = f"{name}.{_key(key)}".lstrip(".")
+            for row in rows:
+                section(path, row, f"[[{path}]]")
 
-    section("", settings)
+    section("", settings, "")
     return "\n".join(lines) + "\n"
+
+
+def _is_tables(value: Any) -> bool:
+    """Whether a value is a list of sections, `[[name]]` in TOML."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _key(key: str) -> str:
@@ -295,6 +309,50 @@ def _acceptance(manifest: CorpusManifest, numbers: Statistics) -> str:
     return _table(names, rows, text=4)
 
 
+def costs(manifest: CorpusManifest, numbers: Statistics) -> list[str]:
+    """Give what a kept trace took, one line for each teacher and task: attempts, tokens, and money where prices are
+    known. All attempts count, the rejected ones too."""
+    return [
+        f"{task}, {teacher}: {kept} kept, {attempts} attempts each, {read} + {written} tokens each, cost {cost} each"
+        for task, teacher, kept, attempts, read, written, cost in _cost_rows(manifest, numbers)
+    ]
+
+
+def _costs(manifest: CorpusManifest, numbers: Statistics) -> str | None:
+    names = (
+        "task", "teacher", "kept", "attempts per kept trace", "prompt tokens per kept trace",
+        "completion tokens per kept trace", "cost per kept trace",
+    )  # fmt: skip
+    if not any(row["rows_with_token_counts"] for row in numbers.tasks):
+        return None
+    rows = [(_one_line(task), _one_line(teacher), *rest) for task, teacher, *rest in _cost_rows(manifest, numbers)]
+    return "What a kept trace took, rejected attempts included:\n\n" + _table(names, rows, text=2)
+
+
+def _cost_rows(manifest: CorpusManifest, numbers: Statistics) -> list[tuple[str, ...]]:
+    """(task, teacher, kept, attempts, tokens read, tokens written, cost), the last four per kept trace."""
+    prices = manifest.parameters.get("prices", {})
+    found: list[tuple[str, ...]] = []
+    for row in numbers.tasks:
+        kept, is_counted = row["kept"], row["rows_with_token_counts"] == row["attempts"]
+        price = max((name for name in prices if _is_of_model(row["teacher"], name)), key=len, default=None)
+        cost = "–"
+        if kept and is_counted and price is not None:
+            read, written = prices[price]
+            cost = f"{(row['input_tokens'] * read + row['output_tokens'] * written) / 1e6 / kept:.6g}"
+        each = [
+            f"{row[name] / kept:,.0f}" if kept and is_counted else "–" for name in ("input_tokens", "output_tokens")
+        ]
+        attempts = f"{row['attempts'] / kept:.2f}" if kept else "–"
+        found.append((row["task"], row["teacher"], f"{kept:,}", attempts, *each, cost))
+    return found
+
+
+def _is_of_model(teacher: str, model: str) -> bool:
+    """Whether a teacher's name is a model's, with or without what it adds about hindsight."""
+    return teacher == model or teacher.startswith(f"{model}-hindsight")
+
+
 def _reasons(manifest: CorpusManifest, numbers: Statistics) -> str:
     if not numbers.reasons:
         return "None: every candidate was kept."
@@ -341,7 +399,8 @@ def _fields() -> str:
 def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
     parameters = manifest.parameters
     teacher = parameters.get("teacher")
-    teacher = teacher if isinstance(teacher, dict) else {}
+    teachers = [row for row in (teacher if isinstance(teacher, list) else [teacher]) if isinstance(row, dict)]
+    partial = parameters.get("partial")
     limits = [
         "The tag set and the grammar are this project's; those of the paper the idea comes from (arXiv 2509.23140) are "
         "not public.",
@@ -355,8 +414,14 @@ def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
         limits.append(
             "The teacher `scripted` is a program with fixed phrases, not a language model: its prose repeats."
         )
-    if teacher.get("hindsight") is True:
-        limits.append("The teacher knew the gold answer and argued towards it.")
+    if any(row.get("hindsight") is True for row in teachers):
+        limits.append("A teacher knew the gold answer and argued towards it.")
+    if isinstance(partial, dict):
+        limits.insert(
+            0,
+            f"**Partial**: generation stopped at a limit with {partial['candidates']:,} of {partial['planned']:,} "
+            "attempts made.",
+        )
     if parameters.get("disjoint_users") is False:
         limits.append("The same users are in several splits (a split by time), so none of them is a test of new users.")
     few = numbers.users[0]["users"]

@@ -1,25 +1,40 @@
-"""Examples × attempts × teacher → candidates, durably.
+"""Examples × attempts × teachers → candidates, durably.
 
 Guarantee: a candidate is in the journal as soon as it arrived; after `kill -9` at any point the same call goes on
-where it stopped, asks for nothing twice, and gives the same candidates as an uninterrupted run. A second process on
-the same folder is refused. Price: prompts and candidates of one run are held in memory.
+where it stopped, asks for nothing twice, and writes the same table of candidates as an uninterrupted run, whatever the
+order and the concurrency the answers came with. A limit stops it in good order: what is on its way is still taken in,
+and the table holds what is there. Price: memory holds about 200 bytes an answer (where it lies in the journal) and one
+profile per user in reach, not the prompts and answers; a restart judges the answers it finds again.
+
+With `until_accepted` the attempts on a prompt are asked one after another, teacher by teacher, until enough of them
+are accepted. What is asked then depends on nothing but answers and rules, so it stays reproducible where teachers are.
 """
 
 import asyncio
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import signal
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
+from typing import Literal
 
+from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Pilot, Price, Purse, Usage, cost_of, forecast
 from tagpr_data.dataset import Dataset
-from tagpr_data.errors import TagprError
-from tagpr_data.journal import Journal, folder_lock
+from tagpr_data.errors import InputError, TagprError
+from tagpr_data.journal import IndexedJournal, folder_lock
 from tagpr_data.prompts import PromptOptions, chat_prompt, prompt_hash, visible_input, visible_item
 from tagpr_data.records import Candidate, Example, Message, ProfileItem, Record, Sampling, Sha256, Split
-from tagpr_data.tables import canonical_json, sha256_text
+from tagpr_data.tables import canonical_json, iter_records, sha256_text, table_writer
 from tagpr_data.tags import TagSet
 from tagpr_data.teachers import Assignment, Teacher
+
+CANDIDATES = "candidates.parquet"
+JOURNAL = "candidates.jsonl"
+_PILOT_PROMPTS = 20
 
 
 class Prompt(Record):
@@ -33,6 +48,14 @@ class Prompt(Record):
     """Its task."""
     user_id: str
     """Its user."""
+    profile_id: str
+    """Its profile."""
+    profile_size: int
+    """How many items of it lie before the query."""
+    input: str
+    """Its input, uncut."""
+    date: str | None
+    """When the input was written."""
     retriever: str
     """Which retriever chose the items."""
     k: int
@@ -45,6 +68,20 @@ class Prompt(Record):
     """`prompts.prompt_hash(messages)`."""
     gold: str | None
     """The example's gold answer."""
+
+    @property
+    def example(self) -> Example:
+        """The example it was made from."""
+        return Example(
+            id=self.example_id,
+            task=self.task,
+            user_id=self.user_id,
+            profile_id=self.profile_id,
+            profile_size=self.profile_size,
+            input=self.input,
+            output=self.gold,
+            date=self.date,
+        )
 
 
 @dataclass(frozen=True)
@@ -62,71 +99,79 @@ class Retrieval:
 
 
 def make_prompts(
-    dataset: Dataset, examples: Mapping[Split, Sequence[Example]], retrieval: Retrieval, options: PromptOptions,
-    tagset: TagSet, on_prompt: Callable[[], object] = lambda: None,
-) -> tuple[list[Prompt], dict[str, int]]:  # fmt: skip
-    """Give the prompts of the examples in their order, and how many examples were left out, by reason.
+    dataset: Dataset,
+    examples: Iterable[tuple[Split, Example]],
+    retrieval: Retrieval,
+    options: PromptOptions,
+    tagset: TagSet,
+    skipped: Counter[str],
+) -> Iterator[Prompt]:
+    """Give the prompts of the examples in their order, and count in `skipped` those left out, by reason.
 
     Left out are examples without gold, with a prompt that another one has already (one prompt is answered once), and
     generation examples whose prompt holds the gold answer word for word (from 4 words on).
     """
-    prompts: list[Prompt] = []
-    skipped = {"no-gold": 0, "gold-in-prompt": 0, "duplicate-prompt": 0}
-    taken: set[str] = set()
-    profiles = Profiles(dataset, [example for rows in examples.values() for example in rows])
-    for split, rows in examples.items():
-        for example in rows:
-            on_prompt()
-            if example.output is None:
-                skipped["no-gold"] += 1
-                continue
-            task = dataset.task(example.task)
-            is_empty = _share(retrieval.seed, "empty", example.id) < retrieval.empty_share
-            k = 0 if is_empty else retrieval.k
-            items = _retrieved(example, profiles, retrieval)[:k] if k else []
-            messages = chat_prompt(task, example.input, items, options, tagset)
-            identity = prompt_hash(messages)
-            if task.kind == "generation" and _gives_away(messages, example.output):
-                skipped["gold-in-prompt"] += 1
-                continue
-            if identity in taken:
-                skipped["duplicate-prompt"] += 1
-                continue
-            taken.add(identity)
-            prompts.append(
-                Prompt(
-                    example_id=example.id,
-                    split=split,
-                    task=task.name,
-                    user_id=example.user_id,
-                    retriever=retrieval.retriever,
-                    k=k,
-                    item_ids=tuple(item.item_id for item in items),
-                    messages=messages,
-                    prompt_hash=identity,
-                    gold=example.output,
-                )
-            )
-    return prompts, skipped
+    taken: set[bytes] = set()
+    profiles = Profiles(dataset, most=_PROFILES_HELD)
+    for split, example in examples:
+        if example.output is None:
+            skipped["no-gold"] += 1
+            continue
+        task = dataset.task(example.task)
+        is_empty = _share(retrieval.seed, "empty", example.id) < retrieval.empty_share
+        k = 0 if is_empty else retrieval.k
+        items = _retrieved(example, profiles, retrieval)[:k] if k else []
+        messages = chat_prompt(task, example.input, items, options, tagset)
+        identity = prompt_hash(messages)
+        if task.kind == "generation" and _gives_away(messages, example.output):
+            skipped["gold-in-prompt"] += 1
+            continue
+        if bytes.fromhex(identity) in taken:
+            skipped["duplicate-prompt"] += 1
+            continue
+        taken.add(bytes.fromhex(identity))
+        yield Prompt(
+            example_id=example.id,
+            split=split,
+            task=task.name,
+            user_id=example.user_id,
+            profile_id=example.profile_id,
+            profile_size=example.profile_size,
+            input=example.input,
+            date=example.date,
+            retriever=retrieval.retriever,
+            k=k,
+            item_ids=tuple(item.item_id for item in items),
+            messages=messages,
+            prompt_hash=identity,
+            gold=example.output,
+        )
 
 
 class Profiles:
-    """The profiles of some examples, each read once however many examples look back into it."""
+    """The profiles of examples, each read once however many examples look back into it; with `most` only so many are
+    held, the least used going first."""
 
-    def __init__(self, dataset: Dataset, examples: Sequence[Example]) -> None:
+    def __init__(self, dataset: Dataset, examples: Sequence[Example] = (), most: int | None = None) -> None:
         self._dataset = dataset
+        self._most = most
         self._longest: dict[str, Example] = {}
         for example in examples:
             known = self._longest.get(example.profile_id)
             if known is None or known.profile_size < example.profile_size:
                 self._longest[example.profile_id] = example
-        self._items: dict[str, tuple[ProfileItem, ...]] = {}
+        self._items: OrderedDict[str, tuple[ProfileItem, ...]] = OrderedDict()
 
     def items(self, example: Example) -> tuple[ProfileItem, ...]:
         """Give the items the example may look at, in profile order."""
-        if example.profile_id not in self._items:
-            self._items[example.profile_id] = self._dataset.profile(self._longest[example.profile_id])
-        return self._items[example.profile_id][: example.profile_size]
+        held = self._items.get(example.profile_id)
+        if held is None or len(held) < example.profile_size:
+            held = self._dataset.profile(self._longest.get(example.profile_id, example))
+            self._items[example.profile_id] = held
+            if self._most is not None and len(self._items) > self._most:
+                self._items.popitem(last=False)
+        self._items.move_to_end(example.profile_id)
+        return held[: example.profile_size]
 
     def chosen(self, example: Example, item_ids: Sequence[str]) -> tuple[ProfileItem, ...]:
         """Give the items of the example with these ids, in the order of the ids."""
@@ -141,64 +186,350 @@ def retrieval_text(item: ProfileItem) -> str:
     return " ".join(part for part in (item.title, item.text) if part)
 
 
+@dataclass(frozen=True)
+class TeacherPlan:
+    """One teacher's part in a generation."""
+
+    teacher: Teacher
+    """Who answers."""
+    samplings: tuple[Sampling, ...]
+    """How each attempt is sampled: as many attempts as samplings."""
+    concurrency: int = 1
+    """Most questions on their way at once."""
+    price: Price = FREE
+    """Price of a million tokens read, and written."""
+
+
+@dataclass
+class Tally:
+    """What has happened so far; what `watch` is shown after each answer."""
+
+    planned: int
+    """Answers that a complete run has; with `until_accepted` an upper bound that `spared` lowers."""
+    spared: int = 0
+    """Attempts that were not needed as an earlier one was accepted."""
+    found: int = 0
+    """Answers that an earlier call had left."""
+    used: dict[tuple[str, str], Usage] = field(default_factory=dict)
+    """(teacher, task) → answers, found ones included."""
+    rejected: Counter[str] = field(default_factory=Counter[str])
+    """Answers by the rule they break, of the rules that look at one answer alone."""
+    new: Usage = field(default_factory=Usage)
+    """Answers of this call."""
+
+    @property
+    def answers(self) -> int:
+        """Answers in all."""
+        return sum(usage.answers for usage in self.used.values())
+
+    @property
+    def accepted(self) -> int:
+        """Answers that pass the rules that look at one answer alone."""
+        return sum(usage.accepted for usage in self.used.values())
+
+    @property
+    def missing(self) -> int:
+        """Answers still to come."""
+        return self.planned - self.spared - self.answers
+
+
+Judge = Callable[[Candidate, Prompt, Sequence[ProfileItem]], str | None]
+"""Gives the rule that a candidate breaks by itself, or None; called with the items of its prompt."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a call of `generate` ended."""
+
+    status: Literal["complete", "partial", "pilot"]
+    """`partial`: a limit was reached; `pilot`: only the pilot was asked for."""
+    tally: Tally
+    """The numbers."""
+    spent: Usage
+    """All that the journal holds, answers of earlier settings included: what limits count."""
+
+
 def generate(
-    folder: Path, prompts: Sequence[Prompt], teacher: Teacher, dataset: Dataset, options: PromptOptions,
-    sampling: Sampling, seed: int, attempts: int, concurrency: int = 1,
-    on_candidate: Callable[[], object] = lambda: None,
-) -> list[Candidate]:  # fmt: skip
-    """Ask the teacher for every prompt and attempt that `folder/candidates.jsonl` does not hold yet, and give the
-    candidates of this call in the order of `prompts`, then attempts. Answers of earlier settings stay in the file.
+    folder: Path,
+    prompts: Path,
+    plans: Sequence[TeacherPlan],
+    dataset: Dataset,
+    options: PromptOptions,
+    seed: int,
+    judge: Judge,
+    *,
+    until_accepted: int | None = None,
+    limits: Limits = NO_LIMITS,
+    pilot_share: float = 0.0,
+    is_pilot_only: bool = False,
+    on_forecast: Callable[[Forecast], object] = lambda forecast: None,
+    watch: Callable[[Tally], object] = lambda tally: None,
+    say: Callable[[str], object] = lambda line: None,
+) -> Generation:
+    """Ask the teachers for every attempt on every prompt that `folder/candidates.jsonl` does not hold yet, and write
+    the answers to `folder/candidates.parquet`: ordered as the prompts, then by teacher and attempt.
+
+    prompts: Parquet file of `Prompt` rows. until_accepted: stop asking about a prompt when so many of its answers are
+    accepted by `judge`. pilot_share: first answer this share of the prompts, at least 20, and hand a forecast to
+    `on_forecast`. Answers of earlier settings stay in the journal. Raises InputError or CheckFailed when a teacher
+    fails, KeyboardInterrupt on Ctrl-C; in both cases answers on their way are taken in first.
     """
-    wanted = [(prompt, attempt) for prompt in prompts for attempt in range(attempts)]
-    seeds = {(p.prompt_hash, n): derived_seed(seed, p.prompt_hash, str(n)) for p, n in wanted}
-    ids = {key: attempt_id(key[0], teacher, sampling, seeds[key], key[1]) for key in seeds}
-    examples = examples_of(dataset, prompts)
-    profiles = Profiles(dataset, list(examples.values()))
+    import pyarrow.parquet as pq
 
-    with folder_lock(folder), Journal(folder / "candidates.jsonl", Candidate) as journal:
-        present = {row.id: row for row in journal.rows}
+    names = [(plan.teacher.name, plan.teacher.revision, plan.samplings) for plan in plans]
+    if len(set(names)) < len(names):
+        raise InputError(f"two teachers are the same: {', '.join(plan.teacher.name for plan in plans)}")
+    count = pq.read_metadata(prompts).num_rows
+    with folder_lock(folder):
+        purse = Purse(limits)
+        prices = {(plan.teacher.name, plan.teacher.revision): plan.price for plan in plans}
+        found: Counter[tuple[str, str]] = Counter()
 
-        async def answer(prompt: Prompt, attempt: int) -> None:
-            example = examples[prompt.example_id]
-            task = dataset.task(prompt.task)
-            items = profiles.chosen(example, prompt.item_ids)
-            key = (prompt.prompt_hash, attempt)
-            reply = await teacher.write(
+        def on_row(row: Candidate) -> None:
+            found[row.teacher, row.teacher_revision] += 1
+            purse.pay(row, prices.get((row.teacher, row.teacher_revision), FREE))
+
+        with IndexedJournal(folder / JOURNAL, Candidate, on_row) as journal:
+            run = _Run(prompts, count, tuple(plans), dataset, options, seed, judge, until_accepted, purse, journal)
+            run.watch, run.say = watch, say
+            is_whole = asyncio.run(
+                run.ask_all(_pilot_limit(pilot_share, count, plans), is_pilot_only, found, on_forecast)
+            )
+            if run.is_interrupted:
+                raise KeyboardInterrupt
+            run.write(folder / CANDIDATES)
+        status = "pilot" if is_pilot_only and run.tally.missing else "complete" if is_whole else "partial"
+        return Generation(status, run.tally, purse.spent)
+
+
+class _Run:
+    """One call of `generate`; see there."""
+
+    def __init__(
+        self, prompts: Path, count: int, plans: tuple[TeacherPlan, ...], dataset: Dataset, options: PromptOptions,
+        seed: int, judge: Judge, until_accepted: int | None, purse: Purse, journal: IndexedJournal[Candidate],
+    ) -> None:  # fmt: skip
+        self.prompts, self.count, self.plans, self.dataset, self.options = prompts, count, plans, dataset, options
+        self.seed, self.judge, self.until_accepted, self.purse, self.journal = (
+            seed, judge, until_accepted, purse, journal,
+        )  # fmt: skip
+        self.watch: Callable[[Tally], object] = lambda tally: None
+        self.say: Callable[[str], object] = lambda line: None
+        self.profiles = Profiles(dataset, most=_PROFILES_HELD)
+        self.rungs = sum(len(plan.samplings) for plan in plans)
+        self.verdicts = bytearray(count * self.rungs)  # 0 not there, 1 accepted, 2 rejected
+        self.tally = Tally(planned=count * self.rungs)
+        self.pilot: Pilot | None = None
+        self.errors: list[Exception] = []
+        self.is_interrupted = False
+        self.is_over_budget = False
+        self.settled = 0
+
+    async def ask_all(
+        self,
+        pilot_limit: int,
+        is_pilot_only: bool,
+        found: Counter[tuple[str, str]],
+        on_forecast: Callable[[Forecast], object],
+    ) -> bool:
+        """Ask for all that is missing, the pilot's prompts first; whether nothing is missing at the end."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        with suppress(ValueError, RuntimeError, NotImplementedError):  # not in the main thread: no signals there
+            loop.add_signal_handler(signal.SIGINT, self._interrupt, task)
+        try:
+            if pilot_limit:
+                self.pilot = Pilot()
+                await self._phase(lambda prompt: _pilot_draw(self.seed, prompt) < pilot_limit)
+                if not self._is_ending and self.pilot.by_prompt:
+                    on_forecast(self._forecast(self.pilot, found))
+                self.pilot = None
+            if not (is_pilot_only or self._is_ending):
+                await self._phase(lambda prompt: _pilot_draw(self.seed, prompt) >= pilot_limit)
+        except asyncio.CancelledError:
+            if not self.is_interrupted:
+                raise
+        finally:
+            with suppress(ValueError, RuntimeError, NotImplementedError):
+                loop.remove_signal_handler(signal.SIGINT)
+            for plan in self.plans:
+                await plan.teacher.close()
+        if self.errors:
+            raise self.errors[0]
+        return not self.tally.missing
+
+    def write(self, path: Path) -> None:
+        """Write the table of candidates from what is in the journal."""
+        with table_writer(path, Candidate) as write:
+            for row, prompt in enumerate(iter_records(self.prompts, Prompt)):
+                for rung, (plan, attempt) in enumerate(self._ladder()):
+                    if self.verdicts[row * self.rungs + rung]:
+                        write(self.journal.read(self._identity(plan, prompt, attempt)[0]))
+
+    @property
+    def _is_ending(self) -> bool:
+        return bool(self.errors) or self.is_interrupted
+
+    def _interrupt(self, task: "asyncio.Task[object] | None") -> None:
+        if self.is_interrupted and task is not None:
+            task.cancel()
+            return
+        self.is_interrupted = True
+        self.say("stopping: answers on their way are taken in; once more Ctrl-C drops them")
+        for plan in self.plans:
+            plan.teacher.stop()
+
+    async def _phase(self, is_in: Callable[[Prompt], bool]) -> None:
+        """Go through the prompts of a phase: all teachers side by side, or with `until_accepted` one after another."""
+        if self.until_accepted is None:
+            await self._work(range(len(self.plans)), is_in)
+            return
+        for index in range(len(self.plans)):
+            await self._work([index], is_in)
+
+    async def _work(self, indices: Sequence[int], is_in: Callable[[Prompt], bool]) -> None:
+        async def worker(index: int, chains: Iterator[tuple[int, Prompt, range]]) -> None:
+            for row, prompt, attempts in chains:
+                try:
+                    await self._chain(index, row, prompt, attempts)
+                except TagprError as error:
+                    self.errors.append(error)
+                    for plan in self.plans:
+                        plan.teacher.stop()
+                if self._is_ending:
+                    return
+
+        async def part(index: int) -> None:
+            started = perf_counter()
+            chains = self._chains(index, is_in)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self.plans[index].concurrency):
+                    group.create_task(worker(index, chains))
+            if self.pilot is not None:
+                self.pilot.wall_seconds[index] = perf_counter() - started
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in indices:
+                    group.create_task(part(index))
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+
+    def _chains(self, index: int, is_in: Callable[[Prompt], bool]) -> Iterator[tuple[int, Prompt, range]]:
+        """Give what one teacher has to do: single attempts, or all attempts on a prompt where one waits for another."""
+        attempts = len(self.plans[index].samplings)
+        for row, prompt in enumerate(iter_records(self.prompts, Prompt)):
+            if not is_in(prompt):
+                continue
+            if self.until_accepted is not None:
+                yield row, prompt, range(attempts)
+            else:
+                yield from ((row, prompt, range(attempt, attempt + 1)) for attempt in range(attempts))
+
+    async def _chain(self, index: int, row: int, prompt: Prompt, attempts: range) -> None:
+        for attempt in attempts:
+            if self.until_accepted is not None and self._accepted(row) >= self.until_accepted:
+                self.tally.spared += len(attempts) - attempt
+                return
+            identity, seed = self._identity(index, prompt, attempt)
+            items = self.profiles.chosen(prompt.example, prompt.item_ids)
+            if identity in self.journal:
+                self._settle(index, row, attempt, prompt, items, self.journal.read(identity))
+                self.tally.found += 1
+                self.settled += 1
+                if self.settled % 64 == 0:
+                    await asyncio.sleep(0)  # let signals and answers in
+            elif not self._is_ending and not self.is_over_budget:
+                candidate = await self._ask(index, prompt, items, attempt, identity, seed)
+                if candidate is None:
+                    return
+                self._settle(index, row, attempt, prompt, items, candidate)
+            else:
+                return
+
+    async def _ask(
+        self, index: int, prompt: Prompt, items: Sequence[ProfileItem], attempt: int, identity: str, seed: int
+    ) -> Candidate | None:
+        """Give the answer, kept in the journal; None where a limit does not allow the question."""
+        plan = self.plans[index]
+        sampling = plan.samplings[attempt]
+        read = sum(len(message.content) for message in prompt.messages) // 4
+        written = sampling.max_new_tokens
+        if not self.purse.hold(plan.price, Usage(1, 0, read, written, cost_of(read, written, plan.price))):
+            self.is_over_budget = True
+            return None
+        task = self.dataset.task(prompt.task)
+        started = perf_counter()
+        try:
+            reply = await plan.teacher.write(
                 Assignment(
                     task=task,
-                    input=visible_input(example.input, options),
-                    items=tuple(visible_item(task, item, options) for item in items),
+                    input=visible_input(prompt.input, self.options),
+                    items=tuple(visible_item(task, item, self.options) for item in items),
                     messages=prompt.messages,
                     gold=prompt.gold,
                     sampling=sampling,
-                    seed=seeds[key],
+                    seed=seed,
                     attempt=attempt,
                 )
             )
-            row = Candidate(
-                id=ids[key], teacher=teacher.name, teacher_revision=teacher.revision, sampling=sampling,
-                seed=seeds[key], attempt=attempt, text=reply.text, finish_reason=reply.finish_reason,
-                input_tokens=reply.input_tokens, output_tokens=reply.output_tokens,
-                **{field: getattr(prompt, field) for field in _SHARED_FIELDS},
-            )  # fmt: skip
-            journal.append(row)
-            present[row.id] = row
-            on_candidate()
+        finally:
+            self.purse.release(plan.price)
+        candidate = Candidate(
+            id=identity, teacher=plan.teacher.name, teacher_revision=plan.teacher.revision, sampling=sampling,
+            seed=seed, attempt=attempt, text=reply.text, finish_reason=reply.finish_reason,
+            input_tokens=reply.input_tokens, output_tokens=reply.output_tokens,
+            **{field: getattr(prompt, field) for field in _SHARED_FIELDS},
+        )  # fmt: skip
+        self.journal.append(candidate)
+        self.purse.pay(candidate, plan.price)
+        self.tally.new.add(candidate, plan.price)
+        if self.pilot is not None:
+            self.pilot.seconds.setdefault(index, []).append(perf_counter() - started)
+        return candidate
 
-        missing = [(p, n) for p, n in wanted if ids[(p.prompt_hash, n)] not in present]
-        for _ in range(len(wanted) - len(missing)):
-            on_candidate()
-        asyncio.run(_work(iter(missing), answer, concurrency, teacher))
-    return [present[ids[(prompt.prompt_hash, attempt)]] for prompt, attempt in wanted]
+    def _settle(
+        self, index: int, row: int, attempt: int, prompt: Prompt, items: Sequence[ProfileItem], candidate: Candidate
+    ) -> None:
+        """Judge an answer and count it."""
+        reason = self.judge(candidate, prompt, items)
+        self.verdicts[row * self.rungs + self._rung(index, attempt)] = 1 if reason is None else 2
+        price = self.plans[index].price
+        counts = [self.tally.used.setdefault((candidate.teacher, candidate.task), Usage())]
+        if self.pilot is not None:
+            counts.append(self.pilot.by_prompt.setdefault((index, row), Usage()))
+        for usage in counts:
+            usage.add(candidate, price)
+            usage.accepted += reason is None
+        if reason is not None:
+            self.tally.rejected[reason] += 1
+        self.watch(self.tally)
 
+    def _accepted(self, row: int) -> int:
+        return self.verdicts[row * self.rungs : (row + 1) * self.rungs].count(1)
 
-def examples_of(dataset: Dataset, prompts: Sequence[Prompt]) -> dict[str, Example]:
-    """Give the examples behind the prompts by id."""
-    wanted = {prompt.example_id for prompt in prompts}
-    splits: set[Split] = {prompt.split for prompt in prompts}
-    return {
-        example.id: example for split in sorted(splits) for example in dataset.examples(split) if example.id in wanted
-    }
+    def _ladder(self) -> Iterator[tuple[int, int]]:
+        """Give (teacher, attempt) in the order of the table."""
+        for index, plan in enumerate(self.plans):
+            for attempt in range(len(plan.samplings)):
+                yield index, attempt
+
+    def _rung(self, index: int, attempt: int) -> int:
+        return sum(len(plan.samplings) for plan in self.plans[:index]) + attempt
+
+    def _identity(self, index: int, prompt: Prompt, attempt: int) -> tuple[str, int]:
+        plan = self.plans[index]
+        seed = derived_seed(self.seed, prompt.prompt_hash, str(attempt))
+        return attempt_id(prompt.prompt_hash, plan.teacher, plan.samplings[attempt], seed, attempt), seed
+
+    def _forecast(self, pilot: Pilot, found: Counter[tuple[str, str]]) -> Forecast:
+        rows = len({row for _, row in pilot.by_prompt})
+        remaining: dict[int, int] = {}
+        for index, plan in enumerate(self.plans):
+            answers = sum(usage.answers for (teacher, _), usage in pilot.by_prompt.items() if teacher == index)
+            there = found[plan.teacher.name, plan.teacher.revision] + len(pilot.seconds.get(index, ()))
+            remaining[index] = max(0, round(answers / rows * self.count) - there)
+        return forecast(pilot, self.count, remaining, self.until_accepted is not None)
 
 
 def attempt_id(prompt: str, teacher: Teacher, sampling: Sampling, seed: int, attempt: int) -> str:
@@ -213,6 +544,7 @@ def derived_seed(seed: int, *parts: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+_PROFILES_HELD = 512
 _SHARED_FIELDS = tuple(field for field in Prompt.model_fields if field in Candidate.model_fields)
 
 
@@ -240,32 +572,21 @@ def _share(seed: int, *parts: str) -> float:
     return random.Random(derived_seed(seed, *parts)).random()
 
 
-async def _work(
-    jobs: Iterator[tuple[Prompt, int]],
-    answer: Callable[[Prompt, int], Awaitable[None]],
-    concurrency: int,
-    teacher: Teacher,
-) -> None:
-    """Run the jobs, at most `concurrency` at once. After an error no new job starts, but answers on their way are
-    still taken in (they are paid for); then the first error is raised."""
-    errors: list[TagprError] = []
+def _pilot_limit(share: float, prompts: int, plans: Sequence[TeacherPlan]) -> int:
+    """Give the draw below which a prompt is in the pilot: `share` of them, at least 20, and enough to fill the
+    teachers' concurrency twice, so that the time of an answer is that of a busy server."""
+    if not share:
+        return 0
+    busy = max(2 * plan.concurrency // len(plan.samplings) for plan in plans)
+    wanted = max(share * prompts, _PILOT_PROMPTS, busy)
+    return round(min(1.0, wanted / prompts) * 2**31)
 
-    async def worker() -> None:
-        for prompt, attempt in jobs:
-            try:
-                await answer(prompt, attempt)
-            except TagprError as error:
-                errors.append(error)
-            if errors:
-                return
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(worker())
-    except ExceptionGroup as group_of_errors:
-        raise group_of_errors.exceptions[0] from None
-    finally:
-        await teacher.close()
-    if errors:
-        raise errors[0]
+def _pilot_draw(seed: int, prompt: Prompt) -> int:
+    return derived_seed(seed, "pilot", prompt.prompt_hash)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the first error of a nested group."""
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -182,6 +182,17 @@ def iter_records(path: Path, model: type[R], batch_rows: int = 1_000) -> Iterato
         raise InputError(f"{path}, row {index}: {explain(error)}") from None
 
 
+def table_batches(path: Path, model: type[Record], batch_rows: int = 2_000) -> "Iterator[pa.RecordBatch]":
+    """Read a Parquet file of records as Arrow batches, unvalidated; its columns and types must be those of `model`."""
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema(model)
+    with pq.ParquetFile(path) as file:
+        if not file.schema_arrow.equals(schema):
+            raise InputError(f"{path} is no table of {model.__name__}: {shorten(file.schema_arrow.names)}")
+        yield from file.iter_batches(batch_rows, use_threads=False)
+
+
 @contextmanager
 def table_writer(
     path: Path, model: type[Record], group_rows: int = 5_000

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tagpr_data import tags
 from tagpr_data.chat_server import ChatServer
@@ -77,6 +77,10 @@ class Teacher(Protocol):
         """Answer one assignment."""
         ...
 
+    def stop(self) -> None:
+        """Ask nothing more: what is on its way still arrives, what waits for a further try ends in an error."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections; called once at the end of a run."""
         ...
@@ -108,6 +112,9 @@ class ScriptedTeacher:
         text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed)
         return Reply(text=text, finish_reason="stop")
 
+    def stop(self) -> None:
+        """Nothing waits."""
+
     async def close(self) -> None:
         """Nothing to let go of."""
 
@@ -134,8 +141,11 @@ class ServedTeacher:
 
     @property
     def revision(self) -> str:
-        """The stated revision of the model and a hash of what it is told besides the assignment."""
-        wording = [self._tagset.hash, _HINT if self._hindsight else ""]
+        """The stated revision of the model and a hash of what it is told besides the assignment: grammar, hint, further
+        fields of the request."""
+        wording: list[Any] = [self._tagset.hash, _HINT if self._hindsight else ""]
+        if self._server.options.extra_body:
+            wording.append(self._server.options.extra_body)
         return f"{self._model_revision}+{sha256_text(canonical_json(wording))[:12]}"
 
     async def write(self, assignment: Assignment) -> Reply:
@@ -148,6 +158,10 @@ class ServedTeacher:
             messages = (*messages[:-1], hint)
         answer = await self._server.ask(messages, assignment.sampling, assignment.seed)
         return Reply(answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens)
+
+    def stop(self) -> None:
+        """Let what is on its way arrive and ask nothing more."""
+        self._server.stop()
 
     async def close(self) -> None:
         """Close the connections."""
