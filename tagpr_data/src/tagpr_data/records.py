@@ -13,6 +13,10 @@ Records are frozen, refuse unknown keys, and document each field in place; `sche
     pairs folder      pairs/SPLIT.parquet     PreferencePair
                       profiles.parquet        ProfileItem
                       manifest.json           PairsManifest     (written last)
+    annotation        annotated.jsonl         AnnotatedChain
+                      rejected.jsonl          RejectedChain
+                      candidates.jsonl        Candidate         (where the chains were attempts)
+                      manifest.json           AnnotationManifest (written last)
     run folder        predictions/*.parquet   Prediction
                       run.json                RunManifest
       + faithfulness/   interventions.parquet   Intervention
@@ -277,6 +281,9 @@ class Trace(Attempt):
     """Checkable claims about cited items (`tags.ground`)."""
     grounded_claims: int = Field(ge=0)
     """How many of them hold."""
+    personal_data: tuple[str, ...] = ()
+    """Kinds of personal data found in prompt, gold and completion (`personal_data.KINDS`), where it was looked for;
+    with masking, what stood there before."""
 
 
 class Rejected(Attempt):
@@ -332,6 +339,83 @@ class CorpusManifest(Record):
     parameters: dict[str, Any]
     """Settings it was built with."""
 
+
+class ChainRow(Record):
+    """One untagged chain as it is given; rows of an attempt's columns (`Attempt`) are read as chains too."""
+
+    id: str
+    """As the file gives it, unique in it."""
+    question: str | None = None
+    """What was asked; helps a teacher."""
+    text: str
+    """The chain."""
+    answer: str | None = None
+    """The answer, where the text has no think markers."""
+    k: int | None = None
+    """Items in the prompt, where it is known: citations are then checked against it."""
+
+
+class AnnotatedChain(Record):
+    """A chain with tags."""
+
+    id: str
+    """The chain's id."""
+    question: str | None
+    """What was asked."""
+    text: str
+    """The tagged chain: in the grammar, where the chain has an answer."""
+    steps: tuple[Step, ...]
+    """Its steps."""
+    answer: str | None
+    """Its answer; None where it has none."""
+    k: int | None
+    """Items in the prompt, where it is known."""
+    annotator: str
+    """Teacher or classifier that chose the tags."""
+    annotator_revision: str
+    """Its version."""
+
+
+class RejectedChain(Record):
+    """A chain that could not be tagged, and the one reason why; a row of the ledger."""
+
+    id: str
+    """The chain's id."""
+    text: str
+    """The chain, unchanged."""
+    reason: str
+    """Code: `chains.REASONS`."""
+    detail: str
+    """What was found, for people."""
+
+
+class AnnotationManifest(Record):
+    """Describes a folder of annotated chains; written last. Holds no time of day and no machine name."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the folder layout."""
+    kind: Literal["annotation"] = "annotation"
+    """Tells it from other folders."""
+    tagset: str
+    """Name of the tag set."""
+    tagset_hash: Sha256
+    """Hash of the tag-set file's content."""
+    annotator: str
+    """Teacher or classifier that chose the tags."""
+    annotator_revision: str
+    """Its version."""
+    files: dict[str, FileEntry]
+    """Every file by its name, with rows and hash."""
+    annotated: int = Field(ge=0)
+    """Rows in annotated.jsonl; with `rejected` all chains that were given."""
+    rejected: dict[str, int]
+    """Rows in rejected.jsonl, by reason."""
+    steps: dict[str, int]
+    """Steps by tag."""
+    classifier: dict[str, Any] | None = None
+    """Held-out figures of the classifier (`step_classifier.Quality`); None where a teacher chose."""
+    parameters: dict[str, Any]
+    """Settings it was made with."""
 
 PairSplit = Literal["train", "seen", "unseen"]
 PairKind = Literal["metric", "user", "gold"]
@@ -433,8 +517,10 @@ class Prediction(Record):
     """Its user: the cluster of the statistics."""
     profile_size: int = Field(ge=0)
     """Length of the user's whole profile, for slices."""
+    profile_id: str
+    """Whose items the cell shows: the user's own profile, or the one lent by the control `wrong-user`."""
     item_ids: tuple[str, ...]
-    """Items in the prompt, `[P1]` first."""
+    """Items of it in the prompt, `[P1]` first."""
     prompt_hash: Sha256
     """Which prompt; equal prompts are answered once."""
     protocol: Protocol = "generation"
