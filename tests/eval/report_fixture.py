@@ -106,21 +106,21 @@ def make_run(
 
 def _prediction(dataset, example, model, retriever, k):
     rng = random.Random(f"{model} {retriever} {k} {example.id}")
-    profile = dataset.profile(example)
+    profile, profile_id = dataset.profile(example), example.profile_id
     if retriever == "wrong-user":
         other = next(
             row
             for row in dataset.examples("test")
             if row.user_id == f"user{(int(example.user_id[4:]) + 1) % dataset.manifest.users}"
         )
-        profile = dataset.profile(other)
+        profile, profile_id = dataset.profile(other), other.profile_id
     items = profile[:k]
     is_rule = retriever == "full" or model == "own-majority"
     text = _rule(model, example, profile) if is_rule else _completion(model, example, items, rng)
     return Prediction(
         model=model, task=example.task, retriever=retriever, k=k, style="direct" if is_rule else "trace", seed=0,
         example_id=example.id, user_id=example.user_id, profile_size=example.profile_size,
-        item_ids=tuple(item.item_id for item in items), prompt_hash=sha256_text(example.id), text=text,
+        profile_id=profile_id, item_ids=tuple(item.item_id for item in items), prompt_hash=sha256_text(example.id), text=text,
         finish_reason="length" if "<think>" in text and "</think>" not in text else "stop", gold=example.output,
     )  # fmt: skip
 

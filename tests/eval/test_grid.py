@@ -63,6 +63,7 @@ def test_the_prompt_shows_the_items_in_ranked_order(toy):
         user = question.example.user_id
         newest_first = [f"{user}i{n}" for n in reversed(range(question.example.profile_size))][:3]
         assert list(question.item_ids) == newest_first
+        assert question.profile_id == question.example.profile_id
         places = [question.messages[1].content.index(f"thing {name.split('i')[1]} of") for name in question.item_ids]
         assert places == sorted(places)
 
@@ -76,7 +77,8 @@ def test_a_wrong_user_is_a_stranger_and_stays_the_same_when_fewer_examples_are_a
     for question in some:
         assert question == everything[question.example.id]
     for question in everything.values():
-        assert all(not item.startswith(f"{question.example.user_id}i") for item in question.item_ids)
+        assert all(item.startswith(f"u{question.profile_id[1:]}i") for item in question.item_ids)
+        assert question.profile_id != question.example.profile_id
         assert len(question.item_ids) == min(
             4, question.example.profile_size, 6 if question.example.user_id == "u4" else 9
         )

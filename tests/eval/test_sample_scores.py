@@ -31,7 +31,7 @@ TRACE = (
 def prediction(task, text, gold, **changes):
     row = {
         "model": "m", "task": task.name, "retriever": "bm25", "k": 1, "style": "direct", "seed": 0, "example_id": "e1",
-        "user_id": "u1", "profile_size": 3, "item_ids": ("i1",), "prompt_hash": sha256_text(""), "text": text,
+        "user_id": "u1", "profile_size": 3, "profile_id": "p1", "item_ids": ("i1",), "prompt_hash": sha256_text(""), "text": text,
         "finish_reason": "stop", "gold": gold,
     }  # fmt: skip
     return Prediction(**(row | changes))
@@ -143,7 +143,7 @@ def evidence():
         output="red",
         date="2020-01-11",
     )
-    items = {"i1": {"p1": item("p1", "i1", "red")}, "i2": {"p2": item("p2", "i2", "blue")}}
+    items = {("p1", "i1"): item("p1", "i1", "red"), ("p2", "i2"): item("p2", "i2", "blue")}
     return sample_scores.Evidence({"e1": example}, items, {"e1": "2020-01-01"})
 
 
@@ -159,19 +159,19 @@ def test_claims_are_looked_up_in_the_cited_items(claim, holds):
 
 def test_claims_about_a_wrong_users_items_are_looked_up_there():
     text = TRACE.format(claim='[P1] was "blue"', answer="red")
-    row = prediction(LABELS, text, "red", style="trace", retriever="wrong-user", item_ids=("i2",))
+    row = prediction(LABELS, text, "red", style="trace", retriever="wrong-user", profile_id="p2", item_ids=("i2",))
     found = score(row, evidence=evidence()).row(0, named=True)
     assert found["claims"] == found["grounded_claims"] > 0
 
 
-def test_items_are_the_users_own_where_another_profile_has_the_same_ids():
-    known = evidence()
-    both = {"p1": known.items["i1"]["p1"], "p2": known.items["i2"]["p2"]}
-    shared = sample_scores.Evidence(known.examples, {"i1": both}, known.newest)
-    assert shared.prompt_items("e1", ["i1"]) == (both["p1"],)
-    assert sample_scores.Evidence({}, {"i1": both}).prompt_items("e1", ["i1"]) is None
-    assert shared.prompt_items("e1", ["i1", "i9"]) is None
-    assert shared.prompt_items("e1", []) == ()
+def test_items_are_those_of_the_profile_that_was_shown_where_another_has_the_same_ids():
+    one, other = evidence().items.values()
+    shared = sample_scores.Evidence({}, {("p1", "i1"): one, ("p2", "i1"): other})
+    assert shared.prompt_items("p1", ["i1"]) == (one,)
+    assert shared.prompt_items("p2", ["i1"]) == (other,)
+    assert shared.prompt_items("p1", ["i1", "i9"]) is None
+    assert shared.prompt_items("p3", ["i1"]) is None
+    assert shared.prompt_items("p1", []) == ()
 
 
 def test_claims_are_unknown_where_the_items_are():

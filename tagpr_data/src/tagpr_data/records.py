@@ -417,6 +417,7 @@ class AnnotationManifest(Record):
     parameters: dict[str, Any]
     """Settings it was made with."""
 
+
 PairSplit = Literal["train", "seen", "unseen"]
 PairKind = Literal["metric", "user", "gold"]
 

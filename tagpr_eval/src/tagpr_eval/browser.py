@@ -119,7 +119,7 @@ def _kept_examples(cells: Sequence[Shown], max_samples: int) -> set[str] | None:
 
 
 def _sample(place: int, row: dict[str, Any], cell: Shown, pool: _Pool, tag_names: Sequence[str]) -> list[Any]:
-    items = cell.evidence.prompt_items(row["example_id"], row["item_ids"])
+    items = cell.evidence.prompt_items(row["profile_id"], row["item_ids"])
     return [
         place,
         pool.example(row, cell),

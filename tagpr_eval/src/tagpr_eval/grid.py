@@ -59,6 +59,8 @@ class Question:
     """Where."""
     example: Example
     """What is asked."""
+    profile_id: str
+    """Whose items the cell shows."""
     item_ids: tuple[str, ...]
     """Items in the prompt, `[P1]` first; fewer than k where the profile is shorter."""
     messages: tuple[Message, ...]
@@ -153,10 +155,13 @@ class Prompter:
         """Give the whole profile a cell looks at: one's own, or what the wrong user lends."""
         if retriever != WRONG_USER:
             return self._profiles.items(example)
+        loan = self._loan(example, seed)
+        return self._profiles.items(loan.lender)[loan.start : loan.stop]
+
+    def _loan(self, example: Example, seed: int) -> Loan:
         if seed not in self._loans:
             self._loans[seed] = wrong_user(self._pool, seed)
-        loan = self._loans[seed][example.id]
-        return self._profiles.items(loan.lender)[loan.start : loan.stop]
+        return self._loans[seed][example.id]
 
     def _of(self, cell: Cell) -> list[Example]:
         return [row for row in self._examples if row.task == cell.task]
@@ -166,7 +171,9 @@ class Prompter:
         if self._system_prompt is not None:
             first = messages[0].model_copy(update={"content": f"{self._system_prompt}\n\n{messages[0].content}"})
             messages = (first, *messages[1:])
-        return Question(cell, example, tuple(item.item_id for item in items), messages, prompt_hash(messages))
+        whose = self._loan(example, cell.seed).lender if cell.retriever == WRONG_USER else example
+        item_ids = tuple(item.item_id for item in items)
+        return Question(cell, example, whose.profile_id, item_ids, messages, prompt_hash(messages))
 
     def _shown(self, cell: Cell, example: Example) -> Sequence[ProfileItem]:
         """The items in the prompt, best first; all there are where there are fewer than k."""

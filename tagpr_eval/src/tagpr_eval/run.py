@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from tagpr_data import answers
 from tagpr_data.cache import cache_folder
+from tagpr_data.constrain import Constraint
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
@@ -29,8 +30,8 @@ from tagpr_data.lamp import metrics
 from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import Example, Prediction, RunManifest, Sample, Task
 from tagpr_data.retrieve import Encode
-from tagpr_data.tables import frame_from_records, read_json, write_json, write_table
-from tagpr_data.tags import load_tagset
+from tagpr_data.tables import canonical_json, frame_from_records, read_json, sha256_text, write_json, write_table
+from tagpr_data.tags import TagSet, load_tagset
 from tagpr_eval import harness
 from tagpr_eval.baselines import BASELINES, READS_PROFILE, Situation
 from tagpr_eval.config import EvaluationConfig
@@ -206,6 +207,7 @@ class _Plan:
     """What is asked, the same for every model."""
 
     dataset: Dataset
+    tagset: TagSet
     tasks: dict[str, Task]
     examples: list[Example]
     grid: list[Cell]
@@ -234,7 +236,7 @@ def _plan(config: EvaluationConfig) -> _Plan:
             raise InputError(f"data set {config.dataset} has no example of task {name} in split {config.split}")
     prompter = Prompter(dataset, examples, pool, tagset, _encoder(config), config.chat.system_prompt)
     questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in grid}
-    return _Plan(dataset, tasks, examples, grid, questions, prompter)
+    return _Plan(dataset, tagset, tasks, examples, grid, questions, prompter)
 
 
 def _answerable(grid: list[Cell], tasks: Mapping[str, Task], config: EvaluationConfig) -> list[Cell]:
@@ -266,6 +268,15 @@ def _encoder(config: EvaluationConfig) -> Encode | None:
     return cached_encoder(config.encoder, cache_folder() / "embeddings")
 
 
+def _constraint(config: EvaluationConfig, plan: _Plan, question: Question) -> Constraint | None:
+    """Give what the completion of a question is kept to."""
+    mode = config.sampling.constrain
+    labels = plan.tasks[question.cell.task].labels or () if mode == "labels" else ()
+    if question.cell.style == "direct":
+        return Constraint(None, None, labels) if labels else None
+    return None if mode == "no" else Constraint(plan.tagset, len(question.item_ids), labels)
+
+
 class _Asked:
     """One model and its answers to all its questions."""
 
@@ -275,6 +286,8 @@ class _Asked:
         self._name = name
         self._model = model
         self._store = store
+        if config.sampling.constrain != "no":
+            identity = sha256_text(canonical_json([identity, plan.tagset.hash]))
         self.questions = {cell: rows for cell, rows in plan.questions.items() if cell.style in config.styles}
         self._keys: dict[tuple[str, str], str] = {}
         prompts: dict[str, Prompt] = {}
@@ -284,7 +297,8 @@ class _Asked:
             for row in rows:
                 key = sample_key(identity, row.prompt_hash, config.sampling, seed, labels)
                 self._keys[cell.name, row.example.id] = key
-                prompts.setdefault(key, Prompt(row.messages, seed, labels))
+                constraint = None if labels else _constraint(config, plan, row)
+                prompts.setdefault(key, Prompt(row.messages, seed, labels, constraint))
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
 
@@ -482,6 +496,7 @@ def _prediction(model: str, row: Question, answer: Any) -> Prediction:
         example_id=row.example.id,
         user_id=row.example.user_id,
         profile_size=row.example.profile_size,
+        profile_id=row.profile_id,
         item_ids=row.item_ids,
         prompt_hash=row.prompt_hash,
         text=answer.text,

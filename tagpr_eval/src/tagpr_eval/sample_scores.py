@@ -54,25 +54,16 @@ class Evidence:
 
     examples: Mapping[str, Example] = field(default_factory=dict)
     """Example by id."""
-    items: Mapping[str, Mapping[str, ProfileItem]] = field(default_factory=dict)
-    """Item id → profile id → item, for the items some prompt holds."""
+    items: Mapping[tuple[str, str], ProfileItem] = field(default_factory=dict)
+    """Item by profile id and item id, for the items some prompt holds."""
     newest: Mapping[str, str | None] = field(default_factory=dict)
     """Example id → date of the last item of its profile."""
 
-    def prompt_items(self, example_id: str, item_ids: Sequence[str]) -> tuple[ProfileItem, ...] | None:
-        """Give the items of a prompt, [P1] first. They are the user's own, or else those of the one other profile
-        that holds them all (control `wrong-user`); None where the data set does not tell which."""
-        if not item_ids:
-            return ()
-        homes = [self.items.get(item_id, {}) for item_id in item_ids]
-        shared = set(homes[0]).intersection(*homes[1:])
-        example = self.examples.get(example_id)
-        if example is not None and example.profile_id in shared:
-            shared = {example.profile_id}
-        if len(shared) != 1:
-            return None
-        profile_id = shared.pop()
-        return tuple(home[profile_id] for home in homes)
+    def prompt_items(self, profile_id: str, item_ids: Sequence[str]) -> tuple[ProfileItem, ...] | None:
+        """Give the items of a prompt, [P1] first; None where the data set does not have them."""
+        found = [self.items.get((profile_id, item_id)) for item_id in item_ids]
+        known = tuple(item for item in found if item is not None)
+        return known if len(known) == len(found) else None
 
     def recency_days(self, example_id: str) -> float | None:
         """Give the days from the newest profile item to the query; None where either date is unknown."""
@@ -88,10 +79,11 @@ def gather_evidence(dataset: Dataset, predictions: "pl.DataFrame") -> Evidence:
 
     wanted = set(predictions["example_id"])
     examples = {row.id: row for split in dataset.splits for row in dataset.examples(split) if row.id in wanted}
-    item_ids = predictions["item_ids"].explode().drop_nulls().unique()
-    items: dict[str, dict[str, ProfileItem]] = {}
-    for row in dataset.profiles.filter(pl.col("item_id").is_in(item_ids.to_list())).iter_rows(named=True):
-        items.setdefault(row["item_id"], {})[row["profile_id"]] = ProfileItem.model_validate(row)
+    shown = predictions.select("profile_id", item_id="item_ids").explode("item_id").drop_nulls().unique()
+    items = {
+        (row["profile_id"], row["item_id"]): ProfileItem.model_validate(row)
+        for row in dataset.profiles.join(shown, on=["profile_id", "item_id"], how="semi").iter_rows(named=True)
+    }
     last = pl.DataFrame(
         [(row.id, row.profile_id, row.profile_size - 1) for row in examples.values()],
         schema={"id": pl.String, "profile_id": pl.String, "position": pl.Int64},
@@ -242,7 +234,7 @@ class _Judge:
             "violations": list(dict.fromkeys(violation.code for violation in parsed.violations)),
             "step_tags": [step.tag for step in parsed.steps],
         }
-        items = self.evidence.prompt_items(row["example_id"], row["item_ids"])
+        items = self.evidence.prompt_items(row["profile_id"], row["item_ids"])
         example = self.evidence.examples.get(row["example_id"])
         if items is None or example is None:
             return result
