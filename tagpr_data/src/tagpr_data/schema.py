@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 from tagpr_data.records import (
+    AnnotatedChain,
+    AnnotationManifest,
     Audit,
     Candidate,
+    ChainRow,
     CorpusManifest,
     DatasetManifest,
     Example,
@@ -17,6 +20,7 @@ from tagpr_data.records import (
     ProfileItem,
     Record,
     Rejected,
+    RejectedChain,
     Rollout,
     RunManifest,
     Sample,
@@ -25,8 +29,9 @@ from tagpr_data.records import (
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    Audit, Candidate, CorpusManifest, DatasetManifest, Example, Faithfulness, Intervention, PairsManifest, Prediction,
-    PreferencePair, ProfileItem, Rejected, Rollout, RunManifest, Sample, Task, Trace,
+    AnnotatedChain, AnnotationManifest, Audit, Candidate, ChainRow, CorpusManifest, DatasetManifest, Example,
+    Faithfulness, Intervention, PairsManifest, Prediction, PreferencePair, ProfileItem, Rejected, RejectedChain,
+    Rollout, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 

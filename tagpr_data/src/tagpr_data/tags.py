@@ -300,6 +300,11 @@ def _parse_any(text: str, tagset: TagSet, k: int | None) -> Parsed:
     return Parsed(text, tuple(steps), answer, () if found else tuple(gaps), tuple(violations))
 
 
+def shows(text: str) -> bool:
+    """Whether a text has a visible character."""
+    return _VISIBLE.search(text) is not None
+
+
 def _report(found: Findings, code: str, position: int, message: str) -> None:
     same = found.setdefault(code, [])
     if len(same) < MAX_SAME_VIOLATIONS:
