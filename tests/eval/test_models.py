@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tagpr_data.errors import InputError
-from tagpr_data.records import Message, Sampling
-from tagpr_eval.config import LocalOptions
+from tagpr_data.records import Message
+from tagpr_eval.config import ChatOptions, Decoding, EvaluationConfig, LocalOptions, from_options
 from tagpr_eval.hf import HfModel
-from tagpr_eval.models import Prompt, effective_seed, parse_spec
+from tagpr_eval.models import Prompt, effective_seed, open_model, parse_spec
 
 
 def prompts(count=9, seed=0):
@@ -21,9 +21,9 @@ def prompts(count=9, seed=0):
     ]
 
 
-def answers(folder, asked, batch_size=4, **sampling):
-    sampling = Sampling(**{"max_new_tokens": 20, **sampling})
-    model = HfModel(str(folder), sampling, LocalOptions(dtype="float32", batch_size=batch_size))
+def answers(folder, asked, batch_size=4, chat=None, **sampling):
+    sampling = Decoding(**{"max_new_tokens": 20, **sampling})
+    model = HfModel(str(folder), sampling, LocalOptions(dtype="float32", batch_size=batch_size), chat or ChatOptions())
     found = {}
     batches = model.batches(asked)
     assert sorted(index for batch in batches for index in batch) == list(range(len(asked)))
@@ -130,7 +130,7 @@ def test_a_model_that_sees_a_window_only_is_padded_where_it_does_no_harm(make_mo
 def test_long_prompts_come_in_smaller_batches(tiny_model):
     asked = prompts(9)
     options = LocalOptions(dtype="float32", batch_size=9, batch_tokens=400)
-    model = HfModel(str(tiny_model), Sampling(max_new_tokens=10), options)
+    model = HfModel(str(tiny_model), Decoding(max_new_tokens=10), options)
     for batch in model.batches(asked):
         longest = max(len(model._encode(asked[index].messages)) for index in batch)
         assert len(batch) == 1 or len(batch) * (longest + 10) <= 400
@@ -156,6 +156,13 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(tiny_model):
 
 def test_a_tiny_nucleus_is_greedy(tiny_model):
     assert answers(tiny_model, prompts(), temperature=0.7, top_p=1e-6) == answers(tiny_model, prompts())
+
+
+def test_of_the_likeliest_token_alone_nothing_but_it_is_drawn(tiny_model):
+    asked = prompts(seed=3)
+    assert answers(tiny_model, asked, temperature=2.0, top_k=1) == answers(tiny_model, asked)
+    assert answers(tiny_model, asked, temperature=2.0, top_k=10**6) == answers(tiny_model, asked, temperature=2.0)
+    assert answers(tiny_model, asked, temperature=2.0, top_k=3) != answers(tiny_model, asked, temperature=2.0)
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_part_of_it(tiny_model):
@@ -192,7 +199,7 @@ def test_a_lora_adapter_answers_as_unmerged_with_added_tokens_too(tiny_model, tm
 
 
 def test_what_a_batch_raises_ends_the_call_and_the_process_is_left_as_it_was(tiny_model):
-    model = HfModel(str(tiny_model), Sampling(max_new_tokens=5), LocalOptions(batch_size=1, dtype="float32"))
+    model = HfModel(str(tiny_model), Decoding(max_new_tokens=5), LocalOptions(batch_size=1, dtype="float32"))
     asked = prompts()
     threads = torch.get_num_threads()
     seen = []
@@ -210,7 +217,7 @@ def test_what_a_batch_raises_ends_the_call_and_the_process_is_left_as_it_was(tin
 
 def test_the_identity_is_the_content_not_the_place(tiny_model, tmp_path, make_model):
     def identity(folder, **options):
-        return HfModel(str(folder), Sampling(), LocalOptions(dtype="float32", **options)).identity
+        return HfModel(str(folder), Decoding(), LocalOptions(dtype="float32", **options)).identity
 
     copy = tmp_path / "copy"
     shutil.copytree(tiny_model, copy)
@@ -242,7 +249,7 @@ def test_folders_that_are_no_models_are_refused(tmp_path, tiny_model):
         (spoilt("wordless", "tokenizer.json", "tokenizer_config.json"), "no tokenizer"),
     ):
         with pytest.raises(InputError, match=message):
-            model = HfModel(str(folder), Sampling(), LocalOptions())
+            model = HfModel(str(folder), Decoding(), LocalOptions())
             assert model.identity
             model.batches(prompts(1))
     torn = spoilt("torn")
@@ -255,10 +262,10 @@ def test_folders_that_are_no_models_are_refused(tmp_path, tiny_model):
 def test_an_adapter_without_a_base_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="base_model_name_or_path"):
-        HfModel(str(tmp_path), Sampling(), LocalOptions())
+        HfModel(str(tmp_path), Decoding(), LocalOptions())
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/nowhere/base"}))
     with pytest.raises(InputError, match="/nowhere/base does not exist"):
-        HfModel(str(tmp_path), Sampling(), LocalOptions())
+        HfModel(str(tmp_path), Decoding(), LocalOptions())
 
 
 def test_specs_name_kind_and_place():
@@ -276,5 +283,94 @@ def test_specs_name_kind_and_place():
 
 
 def test_greedy_answers_share_one_seed():
-    assert [effective_seed(Sampling(), seed) for seed in (1, 2)] == [0, 0]
-    assert [effective_seed(Sampling(temperature=0.5), seed) for seed in (1, 2)] == [1, 2]
+    assert [effective_seed(Decoding(), seed) for seed in (1, 2)] == [0, 0]
+    assert [effective_seed(Decoding(temperature=0.5), seed) for seed in (1, 2)] == [1, 2]
+
+
+KNOWING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}"
+)
+
+
+def test_thinking_is_what_the_template_is_told(tiny_model, caplog):
+    asked = prompts(2)
+    found = {
+        thinking: answers(tiny_model, asked, chat=ChatOptions(template=KNOWING, thinking=thinking))
+        for thinking in ("auto", "on", "off")
+    }
+    assert found["auto"] == found["on"] == answers(tiny_model, asked)
+    assert found["off"] == answers(tiny_model, [begun(prompt, "<think>\n\n</think>\n\n") for prompt in asked])
+    assert not caplog.records
+
+
+def test_a_template_that_knows_no_thinking_is_said_once(tiny_model, caplog):
+    assert answers(tiny_model, prompts(3), chat=ChatOptions(thinking="off")) == answers(tiny_model, prompts(3))
+    (record,) = caplog.records
+    assert "knows no enable_thinking; --thinking off changes nothing" in record.getMessage()
+
+
+def test_another_template_is_used_instead_of_the_models_own_and_may_be_refused(tiny_model):
+    loud = "{{ messages[-1]['content'] | upper }}:"
+    (one,) = answers(tiny_model, prompts(1), chat=ChatOptions(template=loud))
+    assert one.input_tokens == len(" 0?:") - 1
+    for template, message in (
+        ("{{ raise_exception('no system turn') }}", "no system turn; give another one with --chat-template-file"),
+        ("{% for %}", "of 2 turns \\(system, user\\)"),
+    ):
+        with pytest.raises(InputError, match=message):
+            answers(tiny_model, prompts(1), chat=ChatOptions(template=template))
+
+
+def test_every_option_that_changes_an_answer_changes_the_identity(tiny_model):
+    def identity(**chat):
+        return HfModel(str(tiny_model), Decoding(), LocalOptions(dtype="float32"), ChatOptions(**chat)).identity
+
+    chats = ({}, {"thinking": "on"}, {"thinking": "off"}, {"template": KNOWING}, {"template": KNOWING + " "})
+    assert len({identity(**chat) for chat in chats}) == len(chats)
+    assert identity(system_prompt="Be kind.") == identity()  # it is in the prompt
+
+
+def served(**settings):
+    config = EvaluationConfig(
+        dataset="d", models=("openai:m",), server={"base_url": "http://127.0.0.1:9/v1"}, **settings
+    )
+    return open_model(parse_spec("openai:m"), config)
+
+
+def test_a_server_is_told_what_its_template_and_sampling_need():
+    def body(**settings):
+        return served(**settings).options.extra_body
+
+    assert body() == {}
+    assert body(chat={"thinking": "off"}) == {"chat_template_kwargs": {"enable_thinking": False}}
+    assert body(chat={"thinking": "on"}, sampling={"top_k": 20}) == {
+        "top_k": 20, "chat_template_kwargs": {"enable_thinking": True},
+    }  # fmt: skip
+    identities = {
+        served(**settings).identity for settings in ({}, {"chat": {"thinking": "on"}}, {"sampling": {"top_k": 2}})
+    }
+    assert len(identities) == 3
+
+
+def test_what_a_server_cannot_do_is_refused():
+    with pytest.raises(InputError, match="log-likelihood needs the probabilities of given texts"):
+        served(protocols=("log-likelihood",))
+    with pytest.raises(InputError, match="its own chat template"):
+        served(chat={"template": "x"})
+
+
+def test_prompts_and_templates_are_read_from_files_once(tmp_path):
+    (tmp_path / "system.txt").write_text("Be kind.\n")
+    (tmp_path / "chat.jinja").write_text("{{ messages }}\n")
+    chat = ChatOptions(system_prompt_file=tmp_path / "system.txt", template_file=str(tmp_path / "chat.jinja"))
+    assert (chat.system_prompt, chat.template) == ("Be kind.", "{{ messages }}\n")
+    assert ChatOptions.model_validate(chat.model_dump(mode="json")) == chat
+    for wrong, message in (
+        ({"system_prompt_file": str(tmp_path / "none.txt")}, r"system_prompt_file .*none.txt' cannot be read"),
+        ({"system_prompt_file": "x", "system_prompt": "y"}, "are both given"),
+        ({"thinking": "maybe"}, "thinking"),
+    ):
+        with pytest.raises(InputError, match=message):
+            from_options({"dataset": "d", "models": ["knn"], "chat": wrong})

@@ -1,32 +1,36 @@
-"""A transformers model in this process: greedy or sampled answers to chat prompts, fast on a few CPU cores.
+"""A transformers model in this process: greedy or sampled answers to chat prompts, or the log-probabilities of given
+labels after them (`log_likelihood.py`); fast on a few CPU cores.
 
 How it is made fast: weights in bf16 where the CPU multiplies in it; prompts of like length in one batch; the batch
 padded on the right and read causally without a mask (half the attention work); the key-value cache grown in place;
 finished rows dropped; and on a CPU one batch per worker thread instead of several threads per multiplication, which
 wait for each other at every small one. Guarantee: which prompts share a batch depends on the prompts alone, and a
-batch always computes the same bits on the same machine. Price: the prompts of one run are tokenised up front.
+batch always computes the same bits on the same machine. Price: the prompts of one run are tokenised up front, and the
+memory of the key-value cache bounds the batch.
 
 Sizes: B rows of a batch, T tokens, V vocabulary.
 """
 
 import hashlib
 import json
+import logging
 import math
 import os
 import threading
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagpr_data.errors import InputError
-from tagpr_data.records import Sampling
+from tagpr_data.constrain import Decoder
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
-from tagpr_eval.config import LocalOptions
+from tagpr_eval import forward
+from tagpr_eval.config import ChatOptions, Decoding, LocalOptions
+from tagpr_eval.log_likelihood import Labels, label_logprobs, label_tree
 from tagpr_eval.models import Completion, Finished, Messages, Prompt, is_begun
 
 if TYPE_CHECKING:
@@ -35,23 +39,31 @@ if TYPE_CHECKING:
 _IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 _NOT_IDENTITY = ("trainer_state.json", "run.json", "README.json")
 _CPU_WORKERS = 4
-_GROW_TOKENS = 64
+_TAIL_CHARACTERS = 64
+"""How much of a prompt is looked at to tell how a label after it is cut into tokens."""
+_MOST_LABEL_LOGITS = 2**27
+"""Numbers of 4 bytes that one batch holds while labels are scored."""
+
+logger = logging.getLogger(__name__)
+_AS_IT_IS = ChatOptions()
 
 
 class HfModel:
     """A model folder, a LoRA adapter folder, or a repository id of the Hub."""
 
-    def __init__(self, place: str, sampling: Sampling, options: LocalOptions) -> None:
+    def __init__(self, place: str, sampling: Decoding, options: LocalOptions, chat: ChatOptions = _AS_IT_IS) -> None:
         self.folder = _folder(place)
         self.sampling = sampling
         self.options = options
+        self.chat = chat
         self.base = _base_of_adapter(self.folder)
         self._encoded: dict[Messages, list[int]] = {}
+        self._labels: dict[tuple[str, tuple[str, ...]], Labels] = {}
 
     @property
     def identity(self) -> str:
-        """Hash of the files' content (weights, config, tokenizer, template; the base model's too), dtype and batch
-        size; the folder's name and place do not matter."""
+        """Hash of the files' content (weights, config, tokenizer, template; the base model's too), chat options, dtype
+        and batch size; the folder's name and place do not matter."""
         return self._identity
 
     @cached_property
@@ -59,27 +71,51 @@ class HfModel:
         parts = {
             "model": _files_hash(self.folder),
             "base": _files_hash(self.base) if self.base else None,
+            "chat": [self.chat.template, self.chat.thinking],
             "dtype": str(self._dtype),
             "batch": [self.options.batch_size, self.options.batch_tokens],
         }
         return sha256_text(canonical_json(parts))
 
     def batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Sort by length, longest first, and cut; InputError names a prompt that does not fit the model."""
+        """Sort by length, longest first, and cut, prompts with the same labels together; InputError names a prompt
+        that does not fit the model."""
         encoded = [self._encode(prompt.messages) for prompt in prompts]
-        self._check_lengths(encoded)
-        order = sorted(range(len(prompts)), key=lambda i: (-len(encoded[i]), encoded[i], prompts[i].seed))
-        # As many batches for each worker, all about as large; the number of workers is a fact of the machine.
-        count = math.ceil(len(order) / self.options.batch_size)
-        size = math.ceil(len(order) / (math.ceil(count / self._workers) * self._workers)) if order else 1
+        labels = [self._label_tokens(prompt) for prompt in prompts]
+        self._check_lengths(encoded, labels)
+        alike: dict[Labels, list[int]] = {}
+        for index, tokens in enumerate(labels):
+            alike.setdefault(tokens, []).append(index)
+        planned: list[list[int]] = []
+        for tokens in sorted(alike):
+            order = sorted(alike[tokens], key=lambda i: (-len(encoded[i]), encoded[i], prompts[i].seed))
+            lengths = [len(encoded[index]) + self._room_to_write(tokens) for index in order]
+            planned += [[order[place] for place in batch] for batch in self._cut(lengths, self._most_rows(tokens))]
+        return planned
+
+    def _cut(self, lengths: Sequence[int], most_rows: int) -> list[list[int]]:
+        """Cut places, whose lengths fall, into as many batches for each worker, all about as large; the number of
+        workers is a fact of the machine."""
+        count = math.ceil(len(lengths) / most_rows)
+        size = math.ceil(len(lengths) / (math.ceil(count / self._workers) * self._workers))
         planned: list[list[int]] = []
         room = 0
-        for index in order:
+        for place, length in enumerate(lengths):
             if not planned or len(planned[-1]) == size or (len(planned[-1]) + 1) * room > self.options.batch_tokens:
                 planned.append([])
-                room = len(encoded[index]) + self.sampling.max_new_tokens
-            planned[-1].append(index)
+                room = length
+            planned[-1].append(place)
         return planned
+
+    def _room_to_write(self, labels: Labels) -> int:
+        """Tokens that come after a prompt in the cache."""
+        return len(label_tree(labels).tokens) if labels else self.sampling.max_new_tokens
+
+    def _most_rows(self, labels: Labels) -> int:
+        if not labels:
+            return self.options.batch_size
+        logits = max(1, len(label_tree(labels).tokens)) * self._config.get_text_config().vocab_size
+        return max(1, min(self.options.batch_size, _MOST_LABEL_LOGITS // logits))
 
     def generate(self, prompts: Sequence[Prompt], batches: Sequence[Sequence[int]], finished: Finished) -> None:
         """Answer the batches, several at once on a CPU."""
@@ -99,9 +135,15 @@ class HfModel:
         def work(batch: Sequence[int]) -> None:
             if stopped.is_set():
                 return
+            if prompts[batch[0]].labels:
+                self._score_labels(model, [(index, prompts[index]) for index in batch], emit)
+                return
             asked = [(index, prompts[index]) for index in batch]
-            rows = [_Row(i, self._encode(one.messages), one.seed, is_begun(one.messages)) for i, one in asked]
             try:
+                rows = [
+                    _Row(i, self._encode(one.messages), one.seed, is_begun(one.messages), self._matcher(one))
+                    for i, one in asked
+                ]
                 self._answer(model, rows, emit)
             except BaseException:
                 stopped.set()
@@ -140,7 +182,10 @@ class HfModel:
         import torch
 
         with torch.inference_mode():
-            cache, attended, logits = _read_prompts(model, rows, self._pad_id, self._device)
+            cache, attended, logits = forward.read_prompts(
+                model, [row.prompt for row in rows], self._pad_id, self._device
+            )
+            logits = logits[:, -1]
             step = 0
             while True:
                 step += 1
@@ -163,14 +208,36 @@ class HfModel:
                     use_cache=True,
                 ).logits[:, -1]  # fmt: skip
 
+    def _score_labels(self, model: Any, asked: Sequence[tuple[int, Prompt]], emit: Finished) -> None:
+        """Give each prompt of a batch the label that is likeliest to follow it; the first of equally likely ones."""
+        import torch
+
+        labels = self._label_tokens(asked[0][1])
+        encoded = [self._encode(prompt.messages) for _, prompt in asked]
+        with torch.inference_mode():
+            found = label_logprobs(model, encoded, labels, self._pad_id, self._device).tolist()  # (B, L)
+        for (index, prompt), read, scores in zip(asked, encoded, found, strict=True):
+            if not all(map(math.isfinite, scores)):
+                raise CheckFailed(
+                    f"model {self.folder} gives a label the log-probability {scores}; are its weights whole?"
+                )
+            text = prompt.labels[max(range(len(scores)), key=scores.__getitem__)]
+            emit(index, Completion(text, "stop", len(read), 0, tuple(scores)))
+
     def _choose(self, logits: "torch.Tensor", rows: "list[_Row]") -> "torch.Tensor":
         """Pick the next token of each row: (B, V) → (B,). Each row draws from its own generator, so that its
         answer does not depend on its neighbours."""
         import torch
 
         logits = logits.float()
+        if any(row.matcher is not None for row in rows):
+            allowed = torch.from_numpy(self._decoder.allowed([row.matcher for row in rows]))
+            logits = logits.masked_fill(~allowed.to(logits.device), float("-inf"))
         if self.sampling.temperature == 0:
             return logits.argmax(dim=-1)
+        if self.sampling.top_k is not None:
+            least = logits.topk(min(self.sampling.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, float("-inf"))
         probabilities = torch.softmax(logits / self.sampling.temperature, dim=-1).cpu()
         if self.sampling.top_p < 1:
             ordered, indices = probabilities.sort(dim=-1, descending=True)
@@ -186,6 +253,8 @@ class HfModel:
             self._end(row, None, "stop", emit)
             return
         row.written.append(token)
+        if row.matcher is not None:
+            row.matcher.consume_token(token)
         if self.sampling.stop:
             text = self._text(row)
             if found := [at for at in map(text.find, self.sampling.stop) if at >= 0]:
@@ -195,9 +264,24 @@ class HfModel:
             self._end(row, None, "length", emit)
 
     def _end(self, row: "_Row", text: str | None, reason: Any, emit: Finished) -> None:
-        row.is_done = True
+        row.is_done, row.matcher = True, None
         text = self._text(row) if text is None else text
         emit(row.index, Completion(text, reason, len(row.prompt), len(row.written)))
+
+    def _matcher(self, prompt: Prompt) -> Any:
+        """Give the state of the grammar that a completion is kept to, or None; the part of it that the prompt itself
+        has written counts (the start of an answer, or a template that opens the think block)."""
+        if prompt.constraint is None:
+            return None
+        if is_begun(prompt.messages):
+            begun = prompt.messages[-1].content
+        else:
+            begun = "<think>\n" if self._chat_text(prompt.messages).rstrip().endswith("<think>") else ""
+        return self._decoder.start(prompt.constraint, begun)
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        return Decoder(self._tokenizer, sorted(self._end_ids), self._model.get_output_embeddings().weight.shape[0])
 
     def _encode(self, messages: Messages) -> list[int]:
         if messages not in self._encoded:
@@ -206,14 +290,50 @@ class HfModel:
         return self._encoded[messages]
 
     def _chat_text(self, messages: Messages) -> str:
-        """The prompt as text. The start of an answer follows the generation prompt as it is: some templates rewrite
-        an assistant turn (they drop its think block), which would not be what the model has to continue."""
+        """Give the prompt as text. The start of an answer follows the generation prompt as it is: some templates
+        rewrite an assistant turn (they drop its think block), which would not be what the model has to continue."""
+        from jinja2.exceptions import TemplateError
+
         begun = messages[-1].content if is_begun(messages) else ""
         turns = [message.model_dump(mode="json") for message in messages[: -1 if is_begun(messages) else None]]
-        text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        switch = {} if self.chat.thinking == "auto" else {"enable_thinking": self.chat.thinking == "on"}
+        try:
+            text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **switch)
+        except (TemplateError, TypeError) as error:
+            raise InputError(
+                f"the chat template of model {self.folder} does not take a prompt of {len(turns)} turns "
+                f"({', '.join(turn['role'] for turn in turns)}): {_first_line(error)}; give another one with "
+                "--chat-template-file"
+            ) from None
         if begun.startswith("<think>") and text.rstrip().endswith("<think>"):  # the template opens the block too
             text = text.rstrip().removesuffix("<think>")
         return text + begun
+
+    def _label_tokens(self, prompt: Prompt) -> Labels:
+        """Give the tokens of each label as they continue a prompt. Where one label begins another (`fix`, `fixup`),
+        the end of the turn belongs to every one of them: the shorter could never be the less likely without it."""
+        if not prompt.labels:
+            return ()
+        tail = self._chat_text(prompt.messages)[-_TAIL_CHARACTERS:]
+        if tail.rstrip().endswith("<think>"):
+            raise InputError(
+                f"the chat template of model {self.folder} opens a think block, so no label can follow the prompt at "
+                "once; protocol log-likelihood needs --thinking off, or another template (--chat-template-file)"
+            )
+        if (tail, prompt.labels) not in self._labels:
+            is_nested = any(a != b and b.startswith(a) for a in prompt.labels for b in prompt.labels)
+            end = [self._tokenizer.eos_token_id] if is_nested else []
+            read = self._tokenizer([tail, *(tail + label for label in prompt.labels)], add_special_tokens=False)
+            before, *with_labels = read["input_ids"]
+            self._labels[tail, prompt.labels] = tuple(
+                (*(ids[len(before) :] if ids[: len(before)] == before else self._apart(label)), *end)
+                for ids, label in zip(with_labels, prompt.labels, strict=True)
+            )
+        return self._labels[tail, prompt.labels]
+
+    def _apart(self, label: str) -> list[int]:
+        """Tokens of a label that would merge with the prompt's last ones, which the model has read by then."""
+        return self._tokenizer(label, add_special_tokens=False)["input_ids"]
 
     def _text(self, row: "_Row") -> str:
         """What a row has written. Some tokenizers drop a space at the start of what they decode; after the start of
@@ -224,18 +344,22 @@ class HfModel:
     def _decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _check_lengths(self, encoded: Sequence[Sequence[int]]) -> None:
+    def _check_lengths(self, encoded: Sequence[Sequence[int]], labels: Sequence[Labels]) -> None:
+        limit = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        for read, tokens in zip(encoded, labels, strict=True):
+            written = max(map(len, tokens)) if tokens else self.sampling.max_new_tokens
+            if limit is not None and len(read) + written > limit:
+                raise InputError(
+                    f"a prompt has {len(read)} tokens and {written} may be written, but model "
+                    f"{self.folder} reads {limit} in all; cut items and input (--item-words, --input-words) or lower "
+                    "k. Prompts are never cut silently"
+                )
+
+    @cached_property
+    def _config(self) -> Any:
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(self.base or self.folder, local_files_only=True)
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-        longest = max(map(len, encoded), default=0)
-        if limit is not None and longest + self.sampling.max_new_tokens > limit:
-            raise InputError(
-                f"a prompt has {longest} tokens and {self.sampling.max_new_tokens} may be written, but model "
-                f"{self.folder} reads {limit} in all; cut items and input (--item-words, --input-words) or lower k. "
-                "Prompts are never cut silently"
-            )
+        return AutoConfig.from_pretrained(self.base or self.folder, local_files_only=True)
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -245,10 +369,18 @@ class HfModel:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InputError(f"model {self.folder} has no tokenizer that loads: {_first_line(error)}") from None
+        if self.chat.template is not None:
+            tokenizer.chat_template = self.chat.template
         if not tokenizer.chat_template:
             raise InputError(
-                f"model {self.folder} has no chat template; put one into its tokenizer (chat_template.jinja)"
+                f"model {self.folder} has no chat template; put one into its tokenizer (chat_template.jinja), or give "
+                "one with --chat-template-file"
             )
+        if self.chat.thinking != "auto" and "enable_thinking" not in str(tokenizer.chat_template):
+            logger.warning(
+                "warning: the chat template of model %s knows no enable_thinking; --thinking %s changes nothing",
+                self.folder, self.chat.thinking,
+            )  # fmt: skip
         return tokenizer
 
     @cached_property
@@ -280,7 +412,7 @@ class HfModel:
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"model {self.base or self.folder} does not load: {_first_line(error)}") from None
         whole: Any = self._with_adapter(model) if self.base else model
-        whole.get_output_embeddings().register_forward_pre_hook(_pick_places)
+        forward.watch_head(whole)
         return whole.to(self._device).eval().requires_grad_(False)
 
     def _with_adapter(self, model: Any) -> Any:
@@ -315,6 +447,7 @@ class _Row:
     prompt: list[int]
     seed: int
     is_begun: bool
+    matcher: Any = None
     written: list[int] = field(default_factory=list)
     is_done: bool = False
 
@@ -325,102 +458,6 @@ class _Row:
 
         digest = hashlib.sha256(json.dumps([self.seed, self.prompt]).encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def _read_prompts(model: Any, rows: list[_Row], pad: int, device: Any) -> "tuple[Any, torch.Tensor, torch.Tensor]":
-    """Read all prompts at once; give the cache, which of its places count (B, T), and the last logits (B, V).
-
-    Padding stands on the right, where causal attention never sees it, unless the model has layers that look at a
-    window only: their cache keeps the last places, so these must be real ones.
-    """
-    import torch
-
-    lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
-    width = int(lengths.max())
-    on_left = not _has_full_attention_only(model.config)
-    padded = [
-        [pad] * (width - len(row.prompt)) + row.prompt if on_left else row.prompt + [pad] * (width - len(row.prompt))
-        for row in rows
-    ]
-    place = torch.arange(width, device=device)[None, :]
-    attended = (place >= width - lengths[:, None]) if on_left else (place < lengths[:, None])
-    attended = attended.long()  # (B, T)
-    positions = (attended.cumsum(dim=1) - 1).clamp(min=0) if on_left else place.expand(len(rows), -1)
-    cache = _growing_cache(model.config)
-    last = torch.full_like(lengths, width - 1) if on_left else lengths - 1
-    with _head_reads(last):
-        logits = model(
-            input_ids=torch.tensor(padded, device=device), attention_mask=attended if on_left else None,
-            position_ids=positions, past_key_values=cache, use_cache=True,
-        ).logits  # fmt: skip
-    return cache, attended, logits[:, -1]
-
-
-_head = threading.local()
-"""`places` (B,): the one place of each row that the head is to read in this thread's forward."""
-
-
-@contextmanager
-def _head_reads(places: "torch.Tensor") -> Generator[None, None, None]:
-    """Let the head see one place (B,) of each row: logits of all T places would be T times as many."""
-    _head.places = places
-    try:
-        yield
-    finally:
-        _head.places = None
-
-
-def _pick_places(_head_module: Any, inputs: tuple[Any, ...]) -> Any:
-    """Hook of the model's head, which all worker threads share: hidden states (B, T, D) → (B, 1, D)."""
-    import torch
-
-    if (places := getattr(_head, "places", None)) is None:
-        return None
-    rows = torch.arange(len(places), device=places.device)
-    return (inputs[0][rows, places][:, None], *inputs[1:])
-
-
-def _has_full_attention_only(config: Any) -> bool:
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds is not None:
-        return set(kinds) == {"full_attention"}
-    return getattr(text, "sliding_window", None) is None
-
-
-def _growing_cache(config: Any) -> Any:
-    """A dynamic cache whose full-attention layers write into spare room instead of copying all at every token."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class GrowingLayer(DynamicLayer):
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-                self.room = [key_states.new_empty(0), value_states.new_empty(0)]
-            have = self.get_seq_length()
-            need = have + key_states.shape[-2]
-            views = []
-            for number, (old, new) in enumerate(((self.keys, key_states), (self.values, value_states))):
-                room = self.room[number]
-                if room.dim() != 4 or room.shape[-2] < need:
-                    room = new.new_empty(*new.shape[:2], need + _GROW_TOKENS, new.shape[-1])
-                    if have:
-                        room[:, :, :have] = old
-                    self.room[number] = room
-                room[:, :, have:need] = new
-                views.append(room[:, :, :need])
-            self.keys, self.values = views
-            return self.keys, self.values
-
-        def batch_select_indices(self, indices: Any) -> None:
-            have = self.get_seq_length()
-            self.room = [room[indices] for room in self.room]
-            self.keys, self.values = (room[:, :, :have] for room in self.room)
-
-    cache = DynamicCache(config=config)
-    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
 
 
 def _folder(place: str) -> Path:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tagpr_data.constrain import Constraint
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import FinishReason, Message, Sampling
 from tagpr_eval.baselines import BASELINES
-from tagpr_eval.config import EvaluationConfig
+from tagpr_eval.config import EvaluationConfig, ServerOptions
 
 Messages = tuple[Message, ...]
 
@@ -32,6 +33,8 @@ class Completion:
     """Prompt tokens, where counted."""
     output_tokens: int | None = None
     """Completion tokens, where counted."""
+    label_logprobs: tuple[float, ...] | None = None
+    """For a prompt with labels: log-probability in nats of each, and `text` is the likeliest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,10 @@ class Prompt:
     """The chat. A last turn of role `assistant` is the start of the answer: the completion is what follows it."""
     seed: int
     """Seed of the sampling; without effect when greedy."""
+    labels: tuple[str, ...] = ()
+    """Protocol log-likelihood: the texts to be scored instead of writing one. All prompts of a batch have the same."""
+    constraint: Constraint | None = None
+    """What the completion is kept to; None: nothing."""
 
 
 Finished = Callable[[int, Completion], None]
@@ -98,10 +105,30 @@ def open_model(spec: Spec, config: EvaluationConfig) -> Model:
     if spec.kind == "hf":
         from tagpr_eval.hf import HfModel
 
-        return HfModel(spec.place, config.sampling, config.local)
+        return HfModel(spec.place, config.sampling, config.local, config.chat)
+    if "log-likelihood" in config.protocols:
+        raise InputError(
+            f"model {spec.name}: protocol log-likelihood needs the probabilities of given texts, which the chat API "
+            "of a server does not tell; use protocol generation, or the same model as hf:DIR_OR_ID"
+        )
+    if config.chat.template is not None:
+        raise InputError(
+            f"model {spec.name}: a server puts prompts into its own chat template; start it with another one instead "
+            "of asking with --chat-template-file"
+        )
     from tagpr_eval.openai_chat import OpenAIModel
 
-    return OpenAIModel(spec.place, config.sampling, config.server)
+    return OpenAIModel(spec.place, config.sampling, _server_options(config))
+
+
+def _server_options(config: EvaluationConfig) -> ServerOptions:
+    """Give the server's options with what the chat API has no field of its own for; what `extra_body` says wins."""
+    given = config.server.extra_body
+    extra = ({} if config.sampling.top_k is None else {"top_k": config.sampling.top_k}) | given
+    if config.chat.thinking != "auto":
+        switch = {"enable_thinking": config.chat.thinking == "on"}
+        extra["chat_template_kwargs"] = switch | given.get("chat_template_kwargs", {})
+    return config.server.model_copy(update={"extra_body": extra})
 
 
 def is_begun(messages: Messages) -> bool:

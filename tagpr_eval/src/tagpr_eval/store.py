@@ -1,9 +1,11 @@
 """The sample store: what models wrote, each distinct request once, in a file that survives `kill -9`.
 
-A sample's key is the hash of model identity, prompt, sampling and seed, so equal prompts are answered once across
-all cells, seeds that do not matter, and runs continued later. Guarantee: a sample is on file when `add` returns.
+A sample's key is the hash of model identity, prompt, sampling, seed and labels to be scored, so equal prompts are
+answered once across all cells, seeds that do not matter, and runs continued later. Guarantee: a sample is on
+file when `add` returns.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagpr_data.journal import Journal
@@ -14,9 +16,10 @@ from tagpr_eval.models import Completion
 FILE = "samples.jsonl"
 
 
-def sample_key(identity: str, prompt: str, sampling: Sampling, seed: int) -> str:
-    """Give the key of a sample; `prompt` is its `prompt_hash`, `seed` its `effective_seed`."""
-    return sha256_text(canonical_json([identity, prompt, sampling.model_dump(mode="json"), seed]))
+def sample_key(identity: str, prompt: str, sampling: Sampling, seed: int, labels: Sequence[str] = ()) -> str:
+    """Give the key of a sample; `prompt` is its `prompt_hash`, `seed` its `effective_seed`, `labels` those scored
+    instead of writing. Chat template and thinking are in the model's identity, the system prompt in the prompt."""
+    return sha256_text(canonical_json([identity, prompt, sampling.model_dump(mode="json"), seed, list(labels)]))
 
 
 class SampleStore:
@@ -45,6 +48,7 @@ class SampleStore:
                 finish_reason=completion.finish_reason,
                 input_tokens=completion.input_tokens,
                 output_tokens=completion.output_tokens,
+                label_logprobs=completion.label_logprobs,
             )
             self._journal.append(sample)
             self._samples[key] = sample
