@@ -31,7 +31,7 @@ def stages(config: CorpusConfig) -> dict[str, bool]:
     """Build and tell for each stage whether it ran."""
     lines: list[str] = []
     build(config, say=lines.append)
-    return {line.split()[0]: "(unchanged)" not in line for line in lines}
+    return {line.split()[0]: "(unchanged)" not in line for line in lines if not line.startswith("cost")}
 
 
 def test_the_same_input_gives_the_same_bytes_in_two_folders(song_config, tmp_path):

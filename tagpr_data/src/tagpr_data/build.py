@@ -591,7 +591,7 @@ class _Job:
         card.write_documents(opened)
         self.stages.finish("documents", inputs(), f"{card.README}, {card.CROISSANT} → {output}")
         for line in card.costs(opened.manifest, stats.statistics(opened)):
-            self.say(f"{'':<9} {line}")
+            self.say(f"{'cost':<9} {line}")
 
     def validate_stage(self, manifest: CorpusManifest) -> None:
         """Check the corpus."""
@@ -721,7 +721,7 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
         for split in dataset.splits
     ]
     # how the server is reached makes no difference to what is built, and is nobody's business
-    reached = set(ServerOptions.model_fields) - {"model", "extra_body"}
+    reached = set(ServerOptions.model_fields) - {"model", "extra_body", "constrain"}
     settings = config.model_dump(
         mode="json", exclude={"name", "dataset", "output", "tagset", "html_report", "teacher", "prices"}
     )
