@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data import construct_cli, corpus_cli, download_cli, tags_cli
+from tagpr_data import audit_cli, construct_cli, corpus_cli, download_cli, generate_cli, tags_cli
 from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
@@ -20,7 +20,9 @@ app = typer.Typer(
 app.add_typer(construct_cli.app, name="construct")
 app.add_typer(tags_cli.app, name="tags")
 app.add_typer(download_cli.app, name="download")
+app.add_typer(generate_cli.app)
 app.add_typer(corpus_cli.app)  # its commands stand beside those below
+app.add_typer(audit_cli.app)
 import_app = typer.Typer(no_args_is_help=True, help="Bring published data into a data set folder.")
 app.add_typer(import_app, name="import")
 
@@ -39,22 +41,6 @@ def schemas(
 
     for path in write_schemas(folder):
         typer.echo(path)
-
-
-@app.command()
-def build(
-    config: Annotated[Path, typer.Argument(help="A CorpusConfig as TOML, for example tagpr_data/configs/xorg.toml.")],
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, wins over the file.")] = None,
-) -> None:
-    """Build a corpus: prompts, candidates, selection, corpus folder, validation. Unchanged stages are skipped."""
-    from tagpr_data.build import CorpusConfig
-    from tagpr_data.build import build as build_corpus
-    from tagpr_data.config import load
-    from tagpr_data.progress import bar
-
-    settings = load(CorpusConfig, config, overrides or [])
-    build_corpus(settings, progress=bar, say=lambda line: typer.echo(line, err=True))
-    typer.echo(settings.output)
 
 
 @app.command()

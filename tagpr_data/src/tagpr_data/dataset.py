@@ -79,11 +79,13 @@ def write_chunks(
 ) -> DatasetManifest:
     """Do what `write_dataset` does with one chunk of examples and items after another in memory.
 
-    A chunk holds whole profiles and all their examples; example ids and profile ids ascend from chunk to chunk.
+    A chunk holds whole profiles, and examples of its own or earlier chunks' profiles (dates are compared inside a chunk
+    only); example ids and profile ids ascend from chunk to chunk.
     `skipped` is read at the end, so it may still be counted while the chunks come.
     """
     check_target(folder, name)
     users: set[str] = set()
+    sizes: dict[str, int] = {}
     with atomic_folder(folder) as temporary:
         writers = {PROFILES: _Writer(temporary / PROFILES, ProfileItem, ["profile_id", "position"])}
         for examples, items in chunks:
@@ -91,7 +93,8 @@ def write_chunks(
                 split: _frame(examples[split], Example) for split in SPLITS if split in examples
             }
             profiles = _frame(items, ProfileItem)
-            _check(frames, profiles, tasks)
+            sizes.update(profiles.group_by("profile_id").len().iter_rows())
+            _check(frames, profiles, tasks, sizes)
             writers[PROFILES].write(profiles)
             for split, frame in frames.items():
                 file = f"examples/{split}.parquet"
@@ -273,7 +276,9 @@ def _frame(records: "Iterable[Any] | pl.DataFrame", model: "type[Example] | type
         ) from None
 
 
-def _check(frames: Mapping[Split, "pl.DataFrame"], profiles: "pl.DataFrame", tasks: Sequence[Task]) -> None:
+def _check(
+    frames: Mapping[Split, "pl.DataFrame"], profiles: "pl.DataFrame", tasks: Sequence[Task], sizes: Mapping[str, int]
+) -> None:
     import polars as pl
 
     tasks_by_name = {task.name: task for task in tasks}
@@ -288,13 +293,13 @@ def _check(frames: Mapping[Split, "pl.DataFrame"], profiles: "pl.DataFrame", tas
             wrong = answered.filter(~pl.col("output").is_in(list(task.labels)))
             _refuse(wrong, f"output is not among the labels of {task.name}", "output")
     _check_positions(profiles)
-    sizes = profiles.group_by("profile_id").agg(stored=pl.len())
-    joined = examples.join(sizes, on="profile_id", how="left").with_columns(pl.col("stored").fill_null(0))
+    stored = [sizes.get(profile_id, 0) for profile_id in examples["profile_id"]]
+    joined = examples.with_columns(stored=pl.Series(stored, dtype=pl.Int64))
     _refuse(joined.filter(pl.col("profile_size") < 0), "profile_size is negative", "profile_size")
     _refuse(
         joined.filter(pl.col("profile_size") > pl.col("stored")), "profile has fewer items than profile_size", "stored"
     )
-    _check_dates(examples, profiles)
+    _refuse(late_examples(examples, profiles), "an item of its profile is dated after the input", "date")
 
 
 def _check_positions(profiles: "pl.DataFrame") -> None:
@@ -316,14 +321,15 @@ def _check_positions(profiles: "pl.DataFrame") -> None:
             raise InputError(f"profile {bad['profile_id'].min()!r}: {what} ({bad.height} such profiles)")
 
 
-def _check_dates(examples: "pl.DataFrame", profiles: "pl.DataFrame") -> None:
-    """No item that surely is later than the input: the latest start among the first n items ≤ the input's end."""
+def late_examples(examples: "pl.DataFrame", profiles: "pl.DataFrame") -> "pl.DataFrame":
+    """Give the examples whose profile has an item that surely is later than the input: one of its first
+    `profile_size` items starts after the input's end."""
     import polars as pl
 
     dated = profiles.filter(pl.col("date").is_not_null())
     asked = examples.filter(pl.col("date").is_not_null() & (pl.col("profile_size") > 0))
     if dated.is_empty() or asked.is_empty():
-        return
+        return examples.clear()
     starts, ends = _moments(dated["date"], 0), _moments(asked["date"], 1)
     latest = (
         dated.select("profile_id", "position", start=pl.col("date").replace_strict(starts, return_dtype=pl.Float64))
@@ -339,8 +345,7 @@ def _check_dates(examples: "pl.DataFrame", profiles: "pl.DataFrame") -> None:
             latest.sort("position"), left_on="last", right_on="position", by="profile_id", check_sortedness=False
         )
     )
-    late = visible.filter(pl.col("start") > pl.col("end"))
-    _refuse(late, "an item of its profile is dated after the input", "date")
+    return visible.filter(pl.col("start") > pl.col("end"))
 
 
 def _moments(dates: "pl.Series", end: int) -> dict[str, float]:
