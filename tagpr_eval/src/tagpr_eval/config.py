@@ -5,13 +5,13 @@ data set.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from tagpr_data.budget import read_prices as read_prices
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError
 from tagpr_data.prompts import PromptOptions, Style
@@ -200,18 +200,3 @@ def read_shard(text: str) -> tuple[int, int]:
     if (match := re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)) and int(match[1]) <= int(match[2]):
         return int(match[1]), int(match[2])
     raise InputError(f"--shard {text!r} is not I/N with 1 ≤ I ≤ N, such as 2/4")
-
-
-def read_prices(path: Path | None, max_cost: float | None) -> dict[str, tuple[float, float]]:
-    """Read model name → prices of a million tokens read and written; needed where the cost is limited."""
-    if path is None:
-        if max_cost is not None:
-            raise InputError("--max-cost needs --prices: a TOML file with [MODEL] input = …, output = …")
-        return {}
-    if not path.is_file():
-        raise InputError(f"price file {path} does not exist")
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-        return {name: (float(row["input"]), float(row["output"])) for name, row in sections.items()}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"price file {path}: {error!r}; each [MODEL] has the numbers input and output") from None
