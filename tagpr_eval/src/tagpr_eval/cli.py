@@ -107,8 +107,9 @@ def ablate(
     """Run whole grids: models, tasks, retrievers, k, styles and seeds from one file for each data set.
 
     Limits are those of one run folder."""
+    from tagpr_data.budget import read_prices
     from tagpr_data.config import load
-    from tagpr_eval.config import EvaluationConfig, read_prices, read_shard
+    from tagpr_eval.config import EvaluationConfig, read_shard
     from tagpr_eval.meter import meter
     from tagpr_eval.run import Limits, evaluate, summary
 
@@ -200,7 +201,7 @@ def faithfulness(
     prices: Annotated[Path | None, typer.Option(help="TOML: [MODEL] input = …, output = … a million tokens.")] = None,
 ) -> None:
     """Change what a run's models read and thought, and see whether their answers follow."""
-    from tagpr_eval.config import read_prices
+    from tagpr_data.budget import read_prices
     from tagpr_eval.faithfulness_run import FOLDER, MANIFEST, Choice, examine, other_models, summary
     from tagpr_eval.meter import meter
     from tagpr_eval.run import Limits
