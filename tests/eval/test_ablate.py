@@ -5,11 +5,12 @@ import zipfile
 
 import pytest
 
+from tagpr_data.budget import read_prices
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.files import read_outputs
 from tagpr_data.records import Prediction
 from tagpr_data.tables import read_records, sha256_text
-from tagpr_eval.config import EvaluationConfig, read_prices, read_shard
+from tagpr_eval.config import EvaluationConfig, read_shard
 from tagpr_eval.export import export_lamp
 from tagpr_eval.run import Limits, evaluate, merge, summary
 
