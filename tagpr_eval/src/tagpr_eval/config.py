@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from tagpr_data.budget import read_prices as read_prices
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError
 from tagpr_data.prompts import PromptOptions, Style
