@@ -6,7 +6,10 @@ from pathlib import Path
 import jsonschema
 
 from tagpr_data.records import Example, Step
-from tagpr_data.schema import WRITTEN, file_name, render, write_schemas
+from tagpr_data.row_checks import ROW_CHECKS
+from tagpr_data.schema import PAGE, WRITTEN, file_name, page, render, write_schemas
+from tagpr_data.select import REASONS
+from tagpr_data.validate import CHECKS
 
 REGENERATE = "run: make schemas"
 
@@ -17,6 +20,13 @@ def test_committed_schemas_are_what_the_records_say(root: Path) -> None:
     assert committed.keys() == generated.keys(), REGENERATE
     stale = [name for name in generated if committed[name] != generated[name]]
     assert stale == [], REGENERATE
+
+
+def test_the_page_names_every_check_and_reason_of_this_version(root: Path) -> None:
+    text = (root / "schemas" / PAGE).read_text(encoding="utf-8")
+    assert page(text) == text, REGENERATE
+    for name in (*ROW_CHECKS, *REASONS, *(path.stem for path in CHECKS.glob("*.sql")), "columns", "documents"):
+        assert f"| `{name}` |" in text
 
 
 def test_an_orphaned_schema_is_removed(tmp_path: Path) -> None:

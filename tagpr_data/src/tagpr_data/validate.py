@@ -7,7 +7,6 @@ grow with the corpus. A check that cannot run is reported as crashed, never as f
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -44,6 +43,10 @@ TABLES: dict[str, tuple[type[Record], str]] = {
 }
 """Tables of a corpus: the record each row is, and where their files lie. The last two only where it has pairs."""
 PAIRS_MANIFEST = "pairs/manifest.json"
+COLUMNS = ("columns", "Do all files have the columns and types of their record, and a value wherever it demands one?")
+"""Name and question of the check without which no other runs."""
+DOCUMENTS = ("documents", "Do the card and croissant.json, where they are, fit the data?")
+"""Name and question of the check of what is written for people and crawlers."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def validate(
     readable = results[0].status == "passed"
     traces = _parquet_files(folder, "traces")
     results += check_rows(traces, tagset, dataset, engine) if readable else _not_run(ROW_CHECKS, "columns failed")
-    results.append(check_documents(folder) if readable else CheckResult(*_DOCUMENTS, "not-run", error="columns failed"))
+    results.append(check_documents(folder) if readable else CheckResult(*DOCUMENTS, "not-run", error="columns failed"))
     outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
     if report is not None:
         write_text(report / "report.json", outcome.as_json())
@@ -138,21 +141,18 @@ def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
         connection.close()
 
 
-_DOCUMENTS = ("documents", "Do the card and croissant.json, where they are, fit the data?")
-
-
 def check_documents(folder: Path) -> CheckResult:
     """Compare README.md and croissant.json with what the data gives; a document that is not there is no fault."""
     from tagpr_data import card
     from tagpr_data.corpus import open_corpus
 
     if not any((folder / name).is_file() for name in (card.README, card.CROISSANT)):
-        return CheckResult(*_DOCUMENTS, "passed")
+        return CheckResult(*DOCUMENTS, "passed")
     try:
         problems = card.stale(open_corpus(folder, verify=False))
     except TagprError as error:
         problems = [str(error)]
-    return CheckResult(*_DOCUMENTS, "failed" if problems else "passed", len(problems), tuple(problems))
+    return CheckResult(*DOCUMENTS, "failed" if problems else "passed", len(problems), tuple(problems))
 
 
 def _check_columns(folder: Path) -> CheckResult:
@@ -162,8 +162,7 @@ def _check_columns(folder: Path) -> CheckResult:
             name = path.relative_to(folder).as_posix()
             problems += [f"{name}: {problem}" for problem in _column_problems(path, arrow_schema(model))]
     status = "failed" if problems else "passed"
-    question = "Do all files have the columns and types of their record, and a value wherever it demands one?"
-    return CheckResult("columns", question, status, len(problems), tuple(problems[:SHOWN_ROWS]))
+    return CheckResult(*COLUMNS, status, len(problems), tuple(problems[:SHOWN_ROWS]))
 
 
 def _column_problems(path: Path, wanted: "pa.Schema") -> list[str]:
@@ -200,13 +199,12 @@ def _first_null(file: Any, column: str) -> int | None:
     import pyarrow.compute as pc
 
     metadata = file.metadata
-    place = {metadata.row_group(0).column(j).path_in_schema: j for j in range(metadata.num_columns)} if (
-        metadata.num_row_groups
-    ) else {}  # fmt: skip
+    leaves = [metadata.schema.column(place).path.partition(".")[0] for place in range(metadata.num_columns)]
+    leaf = leaves.index(column)  # of a list or struct its first: where that has no null, the whole has none
     first = 0
     for group in range(metadata.num_row_groups):
         rows = metadata.row_group(group).num_rows
-        known = metadata.row_group(group).column(place[column]).statistics if column in place else None
+        known = metadata.row_group(group).column(leaf).statistics
         if known is None or not known.has_null_count or known.null_count:
             for batch in file.iter_batches(row_groups=[group], columns=[column]):
                 if batch.column(0).null_count:
@@ -218,11 +216,15 @@ def _first_null(file: Any, column: str) -> int | None:
 
 
 def _same_type(found: "pa.DataType", wanted: "pa.DataType") -> bool:
-    """Whether types are equal but for nullability, names of list elements and large strings or lists."""
+    """Whether types are equal but for nullability, large strings or lists, and the order of a struct's fields."""
+    import pyarrow as pa
 
-    def plain(type_: Any) -> str:
-        text = str(type_).replace("large_", "").replace(" not null", "")
-        return re.sub(r"list<\w+: ", "list<", text)
+    def plain(type_: Any) -> Any:
+        if pa.types.is_struct(type_):
+            return {field.name: plain(field.type) for field in type_}
+        if pa.types.is_list(type_) or pa.types.is_large_list(type_):
+            return [plain(type_.value_type)]
+        return "string" if pa.types.is_large_string(type_) else str(type_)
 
     return plain(found) == plain(wanted)
 

@@ -2,4 +2,4 @@
 SELECT example_id AS row, 'attempts differ in user, task or gold' AS problem
 FROM attempts
 GROUP BY example_id
-HAVING count(DISTINCT user_id) > 1 OR count(DISTINCT task) > 1 OR count(DISTINCT coalesce(gold, '')) > 1
+HAVING min(user_id) <> max(user_id) OR min(task) <> max(task) OR min(coalesce(gold, '')) <> max(coalesce(gold, ''))
