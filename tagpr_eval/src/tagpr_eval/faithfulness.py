@@ -29,6 +29,9 @@ from tagpr_eval import stats
 from tagpr_eval.cells import RESAMPLES
 from tagpr_eval.interventions import Case, Target
 
+FOLDER = "faithfulness"
+"""Where a run folder keeps what was found about it."""
+MANIFEST = "faithfulness.json"
 Measured = Literal["reproduced", "changed", "follows", "unreadable", "equal", "score", "early", "gain", "holds"]
 _Name = tuple[InterventionAction | Literal["ground"], Target | None, Measured, str | None, int | None]
 """Action, target, measure, tag, step."""

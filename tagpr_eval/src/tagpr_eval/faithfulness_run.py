@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
+from tagpr_data.constrain import Constraint
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.prompts import prompt_hash
@@ -29,7 +30,7 @@ from tagpr_data.tags import load_tagset
 from tagpr_eval import sample_scores
 from tagpr_eval.cells import Run, load_runs
 from tagpr_eval.config import EvaluationConfig
-from tagpr_eval.faithfulness import measure
+from tagpr_eval.faithfulness import FOLDER, MANIFEST, measure
 from tagpr_eval.grid import draw_order
 from tagpr_eval.interventions import Case, Plan, Wording, base_answer, judge, plan, take
 from tagpr_eval.meter import Meter, NoMeter
@@ -40,8 +41,6 @@ from tagpr_eval.store import SampleStore, sample_key
 if TYPE_CHECKING:
     import polars as pl
 
-FOLDER = "faithfulness"
-MANIFEST = "faithfulness.json"
 ROWS = "interventions.parquet"
 _CELL = ("model", "task", "retriever", "k", "style")
 _KEY = (*_CELL, "seed", "example_id", "action", "target", "tag", "step")
@@ -123,21 +122,6 @@ def examine(
         return done
 
 
-def load_beside(folder: Path) -> Faithfulness | None:
-    """Give what `examine` left in a run folder, None where there is nothing or it is not finished; InputError where it
-    is about other predictions."""
-    path = folder / FOLDER / MANIFEST
-    if not path.is_file():
-        return None
-    found = read_json(path, Faithfulness)
-    if found.predictions_sha256 != sha256_file(folder / PREDICTIONS):
-        raise InputError(
-            f"{path} is about other predictions than {folder / PREDICTIONS} holds; remove {path.parent} and run "
-            "tagpr-eval faithfulness again"
-        )
-    return None if found.status == "running" else found
-
-
 def other_models(manifest: Faithfulness) -> list[str]:
     """Name the models whose identity is not the one the run recorded."""
     return [name for name, identity in manifest.models.items() if manifest.run_models.get(name) != identity]
@@ -193,7 +177,12 @@ class _Asked:
         self._identity = model.identity
         own = [one for subject in subjects if subject.cell["model"] == name for one in subject.planned]
         own.sort(key=lambda one: draw_order(one[0].prediction.example_id))
-        prompts = {self._key(done): Prompt(done.messages, 0) for _, planned in own for done in planned}
+        mode = config.sampling.constrain
+        prompts = {
+            self._key(done): Prompt(done.messages, 0, constraint=_constraint(mode, case, done))
+            for case, planned in own
+            for done in planned
+        }
         self._keys = list(prompts)  # example by example
         self._prompts = list(prompts.values())
 
@@ -216,6 +205,15 @@ class _Asked:
 
     def _key(self, done: Plan) -> str:
         return sample_key(self._identity, prompt_hash(done.messages), self._sampling, 0)
+
+
+def _constraint(mode: str, case: Case, done: Plan) -> Constraint | None:
+    """What a completion is kept to: a whole one to what the run kept it to; a forced answer to nothing, since the trace
+    before it may not be in the grammar any more."""
+    if mode == "no" or done.base == "repeat":
+        return None
+    shown = len(case.items) - (len(done.items) if done.action == "remove" else 0)
+    return Constraint(case.wording.tagset, shown, (case.task.labels or ()) if mode == "labels" else ())
 
 
 def _config(run: Run, folder: Path, choice: Choice) -> EvaluationConfig:
