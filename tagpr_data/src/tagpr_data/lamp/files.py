@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -85,6 +86,11 @@ def read_questions(path: Path, task: str, on_bytes: Callable[[int], object] | No
             raise InputError(f"{path}, row {index}: id {question.id!r} occurs a second time; ids must be unique")
         seen.add(question.id)
         yield question
+
+
+def read_rows(path: Path) -> Iterator[Any]:
+    """Yield the rows of any LaMP file as JSON gives them, unchecked; InputError where it is no such file."""
+    return _Stream(path, None).rows()
 
 
 def read_outputs(path: Path) -> tuple[str | None, dict[str, str]]:
@@ -188,9 +194,25 @@ def _question(path: Path, name: str, index: int, row: Any) -> LampQuestion:
     profile = fields.get("profile")
     if not isinstance(profile, list):
         raise InputError(f"{where}: profile is {shorten(profile)}; it must be a list of items")
-    items = tuple(_item(where, name, place, item) for place, item in enumerate(cast(list[Any], profile)))
+    listed = cast(list[Any], profile)
+    if _is_plain(name, listed):
+        items = tuple(listed)
+    else:
+        items = tuple(_item(where, name, place, item) for place, item in enumerate(listed))
     user = None if fields.get("user_id") is None else _text(fields, "user_id", where)
     return LampQuestion(key, text, items, user)
+
+
+def _is_plain(name: str, items: list[Any]) -> bool:
+    """Whether all items have the fields of the task, and ASCII text in each: nearly all have, and need no look at each
+    field."""
+    wanted = {"id", *ITEM_FIELDS[name]}
+    if not all(type(item) is dict and item.keys() - {"date"} == wanted for item in items):
+        return False
+    try:
+        return "".join(chain.from_iterable(map(dict[str, Any].values, items))).isascii()
+    except TypeError:  # a number
+        return False
 
 
 def _item(where: str, name: str, place: int, item: Any) -> dict[str, str]:
