@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data import audit_cli, construct_cli, corpus_cli, download_cli, generate_cli, tags_cli
+from tagpr_data import audit_cli, construct_cli, corpus_cli, download_cli, generate_cli, tagging_cli, tags_cli
 from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(tags_cli.app, name="tags")
 app.add_typer(download_cli.app, name="download")
 app.add_typer(generate_cli.app)
 app.add_typer(corpus_cli.app)  # its commands stand beside those below
+app.add_typer(tagging_cli.app)
 app.add_typer(audit_cli.app)
 import_app = typer.Typer(no_args_is_help=True, help="Bring published data into a data set folder.")
 app.add_typer(import_app, name="import")
@@ -155,6 +156,22 @@ def import_lamp_command(
         manifest = import_lamp(task, questions, outputs, output, split, on_bytes)
     rows = sum(entry.rows for name, entry in manifest.files.items() if name.startswith("examples/"))
     typer.echo(f"{output}: {rows} examples of {manifest.users} users, content {manifest.content_hash[:12]}")
+
+
+@import_app.command("lamp6")
+def import_lamp6_command(
+    questions: Annotated[list[Path], typer.Argument(help="LaMP-6 question files as published, which name mails.")],
+    avocado: Annotated[Path, typer.Option(help="Your copy of the collection: its folder data/text, zip files or not.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the question and output files to.")],
+) -> None:
+    """Put the mails of your own Avocado copy (LDC2015T03) into LaMP-6's files; then: import lamp --task LaMP-6.
+
+    Example: tagpr-data import lamp6 dev_questions.json --avocado avocado-1.0.2/data/text --output lamp6
+    """
+    from tagpr_data.lamp.avocado import fill
+
+    for written in fill(questions, avocado, output):
+        typer.echo(f"{written.questions}, {written.outputs.name}: {written.rows:,} questions")
 
 
 @contextmanager
