@@ -20,6 +20,7 @@ from tagpr_data.tables import read_json, read_table
 from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.tasks import LAMP_TASKS
 from tagpr_eval import sample_scores, stats
+from tagpr_eval.data_source import find_dataset
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,6 +44,8 @@ class Run:
     """Its predictions, as written."""
     dataset: Dataset | None
     """The data set it was made on; None where that is not at hand."""
+    folder: Path | None = None
+    """Where it lies; None for one that lies nowhere."""
 
     def tasks(self) -> dict[str, Task]:
         """Give the tasks its predictions may name."""
@@ -68,13 +71,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """All answers of one model under one retriever, k and prompt style; seeds are pooled."""
+    """All answers of one model under one retriever, k, prompt style and protocol; seeds are pooled."""
 
     run: Run
     model: str
     retriever: str
     k: int
     style: str
+    protocol: str
+    """`records.Protocol`; without meaning for rules."""
     frame: "pl.DataFrame"
     """Scored predictions (`sample_scores.score`)."""
     evidence: sample_scores.Evidence
@@ -97,11 +102,12 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """Retriever, k and style in one line."""
+        """Retriever, k, style and protocol in one line."""
         if self.is_baseline:
             return "wrong user" if self.control else "whole profile"
         where = "no profile" if self.control == "none" else f"{self.retriever}, k = {self.k}"
-        return f"{where} ({self.style})"
+        how = self.style if self.protocol == "generation" else f"{self.style}, {self.protocol}"
+        return f"{where} ({how})"
 
 
 class Group:
@@ -174,7 +180,7 @@ def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]
         name = folder.resolve().name
         if name in {run.name for run in runs}:
             raise InputError(f"two runs are called {name!r}; rename one folder, so that a reader can tell them apart")
-        runs.append(Run(name, manifest, predictions, _dataset(folder, manifest, dataset)))
+        runs.append(Run(name, manifest, predictions, _dataset(folder, manifest, dataset), folder))
     return runs
 
 
@@ -188,11 +194,11 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
         )
         tasks = run.tasks()
         frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence)
-        keys = ("task", "model", "retriever", "k", "style")
-        for (task, model, retriever, k, style), part in frame.group_by(keys, maintain_order=True):
+        keys = ("task", "model", "retriever", "k", "style", "protocol")
+        for (task, model, retriever, k, style, protocol), part in frame.group_by(keys, maintain_order=True):
             is_shared = sum(name == model for _, name in names) > 1
             shown = f"{model} ({run.name})" if is_shared else str(model)
-            cell = Cell(run, shown, str(retriever), int(str(k)), str(style), part, evidence)
+            cell = Cell(run, shown, str(retriever), int(str(k)), str(style), str(protocol), part, evidence)
             key = (str(task), run.setting("split"), run.data_hash)
             found.setdefault(key, (tasks[str(task)], []))[1].append(cell)
     if not found:
@@ -201,10 +207,11 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def control_place(cells: Sequence[Cell], place: int, kind: str) -> int | None:
-    """Place of the control of a cell: the same run, model and style; for wrong-user also the same k."""
+    """Place of the control of a cell: the same run, model, style and protocol; for wrong-user also the same k."""
     cell = cells[place]
+    wanted = (cell.run.name, cell.model, cell.style, cell.protocol)
     for index, other in enumerate(cells):
-        is_same = (other.run.name, other.model, other.style) == (cell.run.name, cell.model, cell.style)
+        is_same = (other.run.name, other.model, other.style, other.protocol) == wanted
         if is_same and other.control == kind and (kind == "none" or other.k == cell.k):
             return index
     return None
@@ -212,7 +219,9 @@ def control_place(cells: Sequence[Cell], place: int, kind: str) -> int | None:
 
 def is_same_setting(cell: Cell, other: Cell, cells: Sequence[Cell]) -> bool:
     """Whether two cells put the same items into the prompt: style may differ only where a model has not run the
-    other's style."""
+    other's style, and protocols only where one of the two is a rule."""
+    if cell.protocol != other.protocol and not (cell.is_baseline or other.is_baseline):
+        return False
     if (cell.control, cell.retriever, cell.k) != (other.control, other.retriever, other.k):
         return cell.control == other.control == "none"
     return cell.style == other.style or not any(
@@ -222,14 +231,16 @@ def is_same_setting(cell: Cell, other: Cell, cells: Sequence[Cell]) -> bool:
 
 
 def largest_k(group: Group) -> list[Cell]:
-    """Cells of the largest k of each model, retriever and style, and the cells without profile; rules aside."""
+    """Cells of the largest k of each model, retriever, style and protocol, and those without profile; rules aside."""
     cells = [cell for cell in group.cells if not cell.is_baseline and cell.control != "wrong-user"]
-    largest: dict[tuple[str, str, str], int] = {}
+    largest: dict[tuple[str, str, str, str], int] = {}
     for cell in cells:
-        key = (cell.model, cell.retriever, cell.style)
+        key = (cell.model, cell.retriever, cell.style, cell.protocol)
         largest[key] = max(largest.get(key, 0), cell.k)
     return [
-        cell for cell in cells if cell.k == largest[cell.model, cell.retriever, cell.style] or cell.control == "none"
+        cell
+        for cell in cells
+        if cell.k == largest[cell.model, cell.retriever, cell.style, cell.protocol] or cell.control == "none"
     ]
 
 
@@ -256,6 +267,7 @@ def _in_order(cells: Sequence[Cell]) -> list[Cell]:
             cell.is_baseline,
             seen.index(cell.model),
             cell.style,
+            cell.protocol,
             rank.get(cell.control or "", 1),
             cell.retriever,
             cell.k,
@@ -264,9 +276,9 @@ def _in_order(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _dataset(folder: Path, manifest: RunManifest, instead: Path | None) -> Dataset | None:
-    named = manifest.config.get("dataset")
-    path = instead or (Path(named) if isinstance(named, str) else None)
-    if path is None or (instead is None and not path.is_dir()):
+    try:
+        path = instead or find_dataset(str(manifest.config.get("dataset")), offline=True)
+    except InputError:
         return None
     dataset = Dataset.load(path)
     hashes = set(manifest.data.values())

@@ -59,8 +59,21 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens; default: all.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="generation (default); log-likelihood: take the likeliest label (hf).")
+    ] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Text before our instruction in the system turn.")] = None,
+    system_prompt_file: Annotated[Path | None, typer.Option(help="The same from a file.")] = None,
+    thinking: Annotated[str, typer.Option(help="on or off: told to chat templates; auto: nothing is.")] = "auto",
+    chat_template_file: Annotated[
+        Path | None, typer.Option(help="Jinja chat template instead of the model's (hf).")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts computed together at most (hf).")] = 64,
+    constrain: Annotated[
+        str, typer.Option(help="no; tags: traces are kept to the tag grammar; labels: answers to the labels too.")
+    ] = "no",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (hf).")] = "auto",
     base_url: Annotated[
         list[str] | None, typer.Option(help="Server address, such as http://127.0.0.1:8000/v1; or several.")
@@ -69,6 +82,9 @@ def run(
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 16,
     timeout_seconds: Annotated[float, typer.Option(help="Longest wait for one answer of a server.")] = 120.0,
     retries: Annotated[int, typer.Option(help="Further tries after 429, 5xx, time-outs and broken answers.")] = 6,
+    server_grammar: Annotated[
+        str, typer.Option(help="How a server takes the grammar of --constrain: none, vllm or llama-cpp.")
+    ] = "none",
 ) -> None:
     """Have models answer a data set in every combination of task, retriever, k, style and seed."""
     from tagpr_eval.config import from_options
@@ -79,11 +95,15 @@ def run(
         "models": model, "dataset": str(dataset), "tasks": task, "split": split, "retrievers": retriever,
         "encoder": encoder, "k": k,
         "styles": style, "seeds": seed, "examples": max_samples, "item_words": item_words, "input_words": input_words,
-        "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "stop": stop or []},
+        "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+                     "stop": stop or [], "constrain": constrain},
+        "protocols": protocol,
+        "chat": {"system_prompt": system_prompt, "system_prompt_file": system_prompt_file, "thinking": thinking,
+                 "template_file": chat_template_file},
         "local": {"batch_size": batch_size, "dtype": dtype},
         "server": {
             "base_url": base_url or None, "api_key_env": api_key_env, "concurrency": concurrency,
-            "timeout_seconds": timeout_seconds, "retries": retries,
+            "timeout_seconds": timeout_seconds, "retries": retries, "constrain": server_grammar,
         },
     }  # fmt: skip
     config = from_options(settings)
@@ -133,6 +153,28 @@ def merge(
     from tagpr_eval.run import merge, summary
 
     typer.echo(summary(merge(shards, output)))
+
+
+@app.command()
+def rerun(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
+    output: Annotated[Path | None, typer.Option(help="Folder of the repeated run; default: RUN-rerun.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+) -> None:
+    """Repeat a run from its own folder and say what differs; exit code 1 where an answer or metric does."""
+    from tagpr_eval.meter import meter
+    from tagpr_eval.rerun import rerun
+
+    output = output or folder.with_name(f"{folder.resolve().name}-rerun")
+    with meter() as shown:
+        found = rerun(folder, output, dataset, shown)
+    for line in found.surroundings:
+        typer.echo(f"note: {line}")
+    for line in found.differences:
+        typer.echo(line)
+    if not found.is_identical:
+        raise typer.Exit(1)
+    typer.echo(f"identical: {found.predictions} answers and all metrics of {folder} came out again in {output}")
 
 
 @app.command()
@@ -202,7 +244,8 @@ def faithfulness(
 ) -> None:
     """Change what a run's models read and thought, and see whether their answers follow."""
     from tagpr_data.budget import read_prices
-    from tagpr_eval.faithfulness_run import FOLDER, MANIFEST, Choice, examine, other_models, summary
+    from tagpr_eval.faithfulness import FOLDER, MANIFEST
+    from tagpr_eval.faithfulness_run import Choice, examine, other_models, summary
     from tagpr_eval.meter import meter
     from tagpr_eval.run import Limits
 

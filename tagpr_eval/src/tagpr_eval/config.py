@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from tagpr_data.config import Config
+from tagpr_data.constrain import ServerKind
 from tagpr_data.errors import InputError
 from tagpr_data.prompts import PromptOptions, Style
 from tagpr_data.records import Protocol, Sampling, Split
@@ -19,6 +20,7 @@ from tagpr_data.tables import explain
 
 Seed = Annotated[int, Field(ge=0)]
 Thinking = Literal["auto", "on", "off"]
+Constrain = Literal["no", "tags", "labels"]
 
 
 class Decoding(Sampling):
@@ -26,6 +28,9 @@ class Decoding(Sampling):
 
     top_k: int | None = Field(default=None, ge=1)
     """Draw from so many likeliest tokens only; None from all. Before `top_p`; without effect when greedy."""
+    constrain: Constrain = "no"
+    """What completions are kept to while they are written. `tags`: traces to the tag grammar, citing only items of the
+    prompt. `labels`: also answers to the task's labels, where it has some, with style direct too."""
 
 
 class ChatOptions(Config):
@@ -76,6 +81,8 @@ class ServerOptions(Config):
     """Wait before the first retry; doubles each time, at most a minute, unless the server says `Retry-After`."""
     extra_body: dict[str, Any] = Field(default={})
     """Further fields of every request, such as `top_k` or `chat_template_kwargs`; part of the model's identity."""
+    constrain: ServerKind = "none"
+    """How the server takes a grammar (`vllm`, `llama-cpp`); needed where `sampling.constrain` asks for one."""
 
 
 class LocalOptions(Config):
@@ -104,7 +111,7 @@ class EvaluationConfig(Config):
     """One evaluation: every combination is a cell."""
 
     dataset: str
-    """Data set folder."""
+    """Data set folder, folder of LaMP's own files, or OWNER/NAME of the Hub (`data_source.py`)."""
     split: Split = "test"
     """Split to answer."""
     models: tuple[str, ...] = Field(min_length=1)
@@ -151,6 +158,12 @@ class EvaluationConfig(Config):
                 raise ValueError(f"{name} names something twice: {', '.join(map(str, values))}")
             if not values and name != "tasks":
                 raise ValueError(f"{name} is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_constrain(self) -> Self:
+        if self.sampling.constrain == "tags" and set(self.all_styles()) == {"direct"}:
+            raise ValueError("constrain tags is for traces, but style direct asks for none: add style trace")
         return self
 
     @model_validator(mode="after")

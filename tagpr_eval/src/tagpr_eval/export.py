@@ -14,6 +14,7 @@ from tagpr_data.errors import CheckFailed
 from tagpr_data.lamp.files import write_outputs
 from tagpr_data.records import Prediction, RunManifest
 from tagpr_data.tables import atomic_path, read_json, read_records
+from tagpr_eval.data_source import find_dataset
 from tagpr_eval.harness import file_name
 
 _SEVEN = ("LaMP-1", "LaMP-2", "LaMP-3", "LaMP-4", "LaMP-5", "LaMP-6", "LaMP-7")
@@ -25,10 +26,13 @@ def export_lamp(run: Path, output: Path, mode: Literal["parsed", "strict"], data
     manifest = read_json(run / "run.json", RunManifest)
     if manifest.status != "complete":
         raise CheckFailed(f"{run} is {manifest.status}: an export would lack answers; finish it first")
-    tasks = {task.name: task for task in Dataset.load(dataset or Path(manifest.config["dataset"])).manifest.tasks}
+    tasks = {
+        task.name: task for task in Dataset.load(dataset or find_dataset(manifest.config["dataset"])).manifest.tasks
+    }
     settings: dict[str, dict[str, dict[str, str]]] = {}
     for row in read_records(run / "predictions.parquet", Prediction):
         name = f"{file_name(row.model)}.{row.retriever}.k{row.k}.{row.style}.seed{row.seed}"
+        name += "" if row.protocol == "generation" else f".{row.protocol}"
         found = answers.parsed(row.text, tasks[row.task]).answer or ""
         answer = answers.strict(row.text) if mode == "strict" else found
         settings.setdefault(name, {}).setdefault(row.task, {})[row.example_id] = answer

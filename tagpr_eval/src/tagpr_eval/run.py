@@ -35,6 +35,7 @@ from tagpr_data.tags import TagSet, load_tagset
 from tagpr_eval import harness
 from tagpr_eval.baselines import BASELINES, READS_PROFILE, Situation
 from tagpr_eval.config import EvaluationConfig
+from tagpr_eval.data_source import find_dataset
 from tagpr_eval.grid import Cell, Prompter, Question, baseline_cells, cells, draw, draw_order
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import Completion, Model, Prompt, Spec, effective_seed, open_model, parse_spec
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
 PREDICTION_KEY = ("model", "task", "retriever", "k", "style", "seed", "protocol", "example_id")
-_PACKAGES = ("tagpr-data", "tagpr-eval", "lighteval", "torch", "transformers", "peft", "tokenizers")
+PACKAGES = ("tagpr-data", "tagpr-eval", "lighteval", "torch", "transformers", "peft", "tokenizers")
 _SMALLEST_BLOCK = 16
 """Samples that a limited run plans together at least."""
 _SPEED_SETTINGS = ("concurrency", "timeout_seconds", "retries", "backoff_seconds")
@@ -159,7 +160,7 @@ def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harn
     identities: dict[str, str] = manifests[0].results["models"]
     output.mkdir(parents=True, exist_ok=True)
     with folder_lock(output):
-        opened = _open(output, config, Dataset.load(Path(config.dataset)), identities)
+        opened = _open(output, config, Dataset.load(find_dataset(config.dataset)), identities)
         if opened.status != "complete":  # versions and revision are those that generated
             write_json(output / "run.json", manifests[0].model_copy(update={"status": "running", "results": {}}))
         store = SampleStore(output)
@@ -224,7 +225,7 @@ def _specs(config: EvaluationConfig) -> list[Spec]:
 
 
 def _plan(config: EvaluationConfig) -> _Plan:
-    dataset = Dataset.load(Path(config.dataset))
+    dataset = Dataset.load(find_dataset(config.dataset))
     tagset = load_tagset(Path(config.tagset) if config.tagset else None)
     named = [dataset.task(name) for name in config.tasks] or list(dataset.manifest.tasks)
     tasks = {task.name: task for task in named}
@@ -529,7 +530,7 @@ def _open(output: Path, config: EvaluationConfig, dataset: Dataset, identities: 
         config=settings,
         data=data,
         seed=config.seeds[0],
-        versions=versions(_PACKAGES),
+        versions=versions(PACKAGES),
         git_revision=git_revision(),
     )
     write_json(path, manifest)

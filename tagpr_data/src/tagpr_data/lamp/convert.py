@@ -1,23 +1,25 @@
-"""A LaMP question file, with or without its outputs, as a data set folder.
+"""LaMP question files, with or without their outputs, as a data set folder.
 
 Guarantee: nothing is dropped or reordered, so that rankings and prompts made from the folder are those of the file;
 equal profiles are stored once, under the hash of their content. Ours: dates are filled up to ISO (`2015-3-7` →
 `2015-03-07`), an item id that occurs again in its profile gets `#2`, `#3` … behind it. Profiles keep the file's order,
-which in LaMP is not always the order of dates. Price: the distinct profiles stand in memory once, as columns.
+which in LaMP is not always the order of dates. Price: some 60,000 items stand in memory; the others wait in files
+beside the folder until their turn, as the table is sorted by profile.
 """
 
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tagpr_data.dataset import SPLITS, check_target, write_dataset
+from tagpr_data.dataset import SPLITS, check_target, write_chunks
 from tagpr_data.dates import interval
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.files import LampQuestion, load_outputs, read_questions
 from tagpr_data.records import DatasetManifest, Example, ProfileItem, Split
-from tagpr_data.tables import canonical_json, frame_from_records, sha256_file, sha256_text
+from tagpr_data.tables import arrow_schema, sha256_file, sha256_text
 from tagpr_data.tasks import canonical_name, find_task
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 LICENCE = "CC BY-NC-SA 4.0 (LaMP); the underlying sources keep their own terms"
 
 _FLUSH_ITEMS = 20_000
+_CHUNK_ITEMS = 40_000
 _FULL_DATE = re.compile(r"(\d{4})-(\d{1,2})(?:-(\d{1,2}))?")
 
 
@@ -65,47 +68,85 @@ def import_lamp(
     splits: dict[str, Split] = {known: known for known in SPLITS}
     if split not in splits:
         raise InputError(f"split {split!r} is unknown; known: {', '.join(splits)}")
+    return import_lamp_files(task, {splits[split]: (questions, outputs)}, folder, on_bytes)
+
+
+def import_lamp_files(
+    task: str,
+    files: Mapping[Split, tuple[Path, Path | None]],
+    folder: Path,
+    on_bytes: Callable[[int], object] | None = None,
+) -> DatasetManifest:
+    """Write the (questions, outputs) of each split as one data set folder. See `import_lamp`."""
     definition = find_task(task)
     name = definition.name.lower()
     check_target(folder, name)
-    golds = None if outputs is None else _golds(outputs, definition.name)
-    examples: list[Example] = []
-    items = _Items()
+    hashes: dict[str, str] = {}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as waiting:
+        items = _Items(definition.name, Path(waiting))
+        examples: dict[Split, list[Example]] = {}
+        for split, (questions, outputs) in files.items():
+            golds = None if outputs is None else _golds(outputs, definition.name)
+            examples[split] = list(_examples(definition.name, questions, outputs, golds, items, on_bytes))
+            prefix = "" if len(files) == 1 else f"{split}_"
+            hashes[f"{prefix}questions_sha256"] = sha256_file(questions)
+            if outputs is not None:
+                hashes[f"{prefix}outputs_sha256"] = sha256_file(outputs)
+        return write_chunks(
+            folder,
+            name=name,
+            source=f"{definition.name} question and output files as published by the LaMP benchmark",
+            licence=LICENCE,
+            tasks=[definition],
+            chunks=_chunks(items, examples),
+            parameters={"split": ", ".join(files), **hashes},
+            skipped={},
+        )
+
+
+def _examples(
+    task: str,
+    questions: Path,
+    outputs: Path | None,
+    golds: Mapping[str, str] | None,
+    items: "_Items",
+    on_bytes: Callable[[int], object] | None,
+) -> Iterator[Example]:
+    seen = 0
     for index, question in enumerate(read_questions(questions, task, on_bytes)):
+        seen += 1
         try:
-            profile_id = items.add(definition.name, question)
+            profile_id = items.add(question)
         except InputError as error:
             raise InputError(f"{questions}, row {index} (id {question.id!r}): {error}") from None
         if golds is not None and question.id not in golds:
             raise CheckFailed(f"{questions}, row {index}: id {question.id!r} has no output in {outputs}")
-        examples.append(
-            Example(
-                id=question.id,
-                task=definition.name,
-                user_id=question.user_id or profile_id,
-                profile_id=profile_id,
-                profile_size=len(question.profile),
-                input=question.input,
-                output=None if golds is None else golds[question.id],
-            )
+        yield Example(
+            id=question.id,
+            task=task,
+            user_id=question.user_id or profile_id,
+            profile_id=profile_id,
+            profile_size=len(question.profile),
+            input=question.input,
+            output=None if golds is None else golds[question.id],
         )
-    if golds is not None and len(golds) > len(examples):
-        extra = sorted(golds.keys() - {example.id for example in examples})
+    if golds is not None and len(golds) > seen:
+        with_question = {question.id for question in read_questions(questions, task)}
+        extra = sorted(golds.keys() - with_question)
         raise CheckFailed(f"{outputs}: {len(extra)} outputs have no question in {questions}, for example {extra[0]!r}")
-    hashes = {"questions_sha256": sha256_file(questions)}
-    if outputs is not None:
-        hashes["outputs_sha256"] = sha256_file(outputs)
-    return write_dataset(
-        folder,
-        name=name,
-        source=f"{definition.name} question and output files as published by the LaMP benchmark",
-        licence=LICENCE,
-        tasks=[definition],
-        examples={splits[split]: examples},
-        items=items.frame(),
-        parameters={"split": split, **hashes},
-        skipped={},
-    )
+
+
+def _chunks(
+    items: "_Items", examples: Mapping[Split, list[Example]]
+) -> "Iterator[tuple[Mapping[Split, list[Example]], pl.DataFrame | list[ProfileItem]]]":
+    """The items in order of their profiles, the examples with the last of them."""
+    before: pl.DataFrame | None = None
+    for frame in items.frames():
+        if before is not None:
+            yield {}, before
+        before = frame
+    yield examples, [] if before is None else before
 
 
 def profile_items(task: str, profile_id: str, profile: tuple[Mapping[str, str], ...]) -> Iterator[ProfileItem]:
@@ -127,33 +168,90 @@ def profile_items(task: str, profile_id: str, profile: tuple[Mapping[str, str], 
 
 
 class _Items:
-    """The distinct profiles so far, as frames."""
+    """The items of the distinct profiles so far: the latest as columns, the others in files, both by the first
+    character of their profile's id."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: str, folder: Path) -> None:
+        self._fields = FIELDS[task]
+        self._folder = folder
         self._known: set[str] = set()
-        self._pending: list[ProfileItem] = []
-        self._frames: list[pl.DataFrame] = []
+        self._waiting: dict[str, dict[str, list[Any]]] = {}
+        self._count = self._parts = 0
 
-    def add(self, task: str, question: LampQuestion) -> str:
-        """Keep the question's profile unless an equal one is there; give its id."""
-        profile_id = sha256_text(canonical_json(question.profile))[:24]
-        if profile_id not in self._known:
-            self._known.add(profile_id)
-            self._pending.extend(profile_items(task, profile_id, question.profile))
-            if len(self._pending) >= _FLUSH_ITEMS:
-                self._flush()
+    def add(self, question: LampQuestion) -> str:
+        """Keep the question's profile unless an equal one is there; give its id. InputError names an item whose date
+        cannot be read."""
+        profile = question.profile
+        profile_id = _profile_hash(profile)
+        if profile_id in self._known:
+            return profile_id
+        self._known.add(profile_id)
+        columns = self._waiting.setdefault(profile_id[0], {name: [] for name in ProfileItem.model_fields})
+        size = len(profile)
+        columns["profile_id"] += [profile_id] * size
+        columns["position"] += range(size)
+        columns["item_id"] += _distinct([item["id"] for item in profile])
+        columns["date"] += [
+            _iso_date(item, position) if "date" in item else None for position, item in enumerate(profile)
+        ]
+        for column, field in zip(("title", "text", "label"), self._fields, strict=True):
+            columns[column] += [None] * size if field is None else [item[field] for item in profile]
+        self._count += size
+        if self._count >= _FLUSH_ITEMS:
+            self._flush()
         return profile_id
 
-    def frame(self) -> "pl.DataFrame":
-        """Give all items."""
+    def frames(self) -> "Iterator[pl.DataFrame]":
+        """Give all items, profiles in the order of the first character of their ids; frames of `_CHUNK_ITEMS` items or
+        a little more."""
         import polars as pl
 
-        self._flush()
-        return pl.concat(self._frames)
+        found: list[pl.DataFrame] = []
+        for first in "0123456789abcdef":
+            found += [pl.read_ipc(part) for part in sorted(self._folder.glob(f"{first}-*.arrow"))]
+            if first in self._waiting:
+                found.append(_frame(self._waiting.pop(first)))
+            if sum(frame.height for frame in found) >= _CHUNK_ITEMS:
+                yield pl.concat(found)
+                found = []
+        if found:
+            yield pl.concat(found)
 
     def _flush(self) -> None:
-        self._frames.append(frame_from_records(self._pending, ProfileItem))
-        self._pending = []
+        for first, columns in self._waiting.items():
+            _frame(columns).write_ipc(self._folder / f"{first}-{self._parts:06d}.arrow")
+        self._waiting = {}
+        self._count = 0
+        self._parts += 1
+
+
+def _frame(columns: dict[str, list[Any]]) -> "pl.DataFrame":
+    import polars as pl
+    import pyarrow as pa
+
+    frame = pl.from_arrow(pa.table(columns, schema=arrow_schema(ProfileItem)))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _profile_hash(profile: tuple[Mapping[str, str], ...]) -> str:
+    """Name a profile by its content: field names and lengths come before the fields, which keeps them apart."""
+    names = [sorted(item) for item in profile]
+    values = [item[name] for item, known in zip(profile, names, strict=True) for name in known]
+    shape = ";".join([",".join(map(",".join, names)), ",".join(map(str, map(len, values)))])
+    return sha256_text("".join([shape, *values]))[:24]
+
+
+def _distinct(ids: list[str]) -> list[str]:
+    """Put `#2`, `#3` … behind an id that occurs again."""
+    if len(set(ids)) == len(ids):
+        return ids
+    seen: Counter[str] = Counter()
+    result: list[str] = []
+    for item_id in ids:
+        seen[item_id] += 1
+        result.append(item_id if seen[item_id] == 1 else f"{item_id}#{seen[item_id]}")
+    return result
 
 
 def _golds(outputs: Path, task: str) -> dict[str, str]:
