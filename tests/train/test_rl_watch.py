@@ -28,6 +28,7 @@ def test_a_rising_reward_with_falling_answers_stops_and_says_why() -> None:
         [measured(0, 10, 0.5), measured(10, 30, 0.9)],  # both rise: learning
         [measured(0, 30, 0.9), measured(10, 10, 0.5)],  # both fall: a bad run, but nothing is gamed
         [measured(0, 30, 0.5), measured(10, 29, 0.9)],  # one example: within the interval
+        [measured(0, 30, 0.5), measured(10, 10, 0.51)],  # a bad run, and a rise that games nothing
     ],
 )
 def test_no_other_change_stops(history: list[Measurement]) -> None:

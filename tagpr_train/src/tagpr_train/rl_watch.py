@@ -1,7 +1,8 @@
 """The hacking stop: a learned or formal reward that rises while held-out answers get worse is being gamed.
 
 Pure: measurements in, a verdict out. The answer's change is judged by its paired 95 % interval, resampled by user, as
-in evaluation; tags and PRMU are compared by their means, since they are what is being optimised. The rule is ours.
+in evaluation; tags and PRMU are compared by their means, since they are what is being optimised, and must have risen by
+`SMALLEST_RISE`: runs have been stopped for a rise of 0.003, which games nothing. The rule and the number are ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SMALLEST_RISE = 0.02
+"""Of a component's mean, in [0, 1], to count as a rise."""
 _RESAMPLES = 1000
 
 
@@ -79,7 +82,7 @@ def why_stop(history: Sequence[Measurement], weights: Mapping[str, float]) -> st
     risen = [
         f"{name} rose from {before:.3f} to {after:.3f}"
         for name, before, after in (("tags", then.tags, now.tags), ("personal", then.personal, now.personal))
-        if weights.get(name, 0) > 0 and before is not None and after is not None and after > before
+        if weights.get(name, 0) > 0 and before is not None and after is not None and after - before >= SMALLEST_RISE
     ]
     if not risen:
         return None
