@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tagpr_data import audit_cli, construct_cli, corpus_cli, download_cli, generate_cli, tagging_cli, tags_cli
+from tagpr_data.engine_cli import AddressOption, EngineOption, WorkersOption
 from tagpr_data.errors import InputError, run_cli
 
 app = typer.Typer(
@@ -53,12 +54,18 @@ def validate(
         Path | None, typer.Option(help="Its data set folder: claims about items are looked up again.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Check a corpus folder; exit code 1 names the failed checks and rows."""
+    from tagpr_data.row_checks import Engine
     from tagpr_data.validate import raise_for
     from tagpr_data.validate import validate as validate_corpus
 
-    outcome = validate_corpus(corpus, tagset, report or corpus / "data_docs", dataset_folder=dataset)
+    outcome = validate_corpus(
+        corpus, tagset, report or corpus / "data_docs", dataset_folder=dataset, engine=Engine(engine, workers, address)
+    )
     if as_json:
         typer.echo(outcome.as_json(), nl=False)
     else:
