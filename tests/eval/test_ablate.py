@@ -11,7 +11,7 @@ from tagpr_data.lamp.files import read_outputs
 from tagpr_data.records import Prediction
 from tagpr_data.tables import read_records, sha256_text
 from tagpr_eval.config import EvaluationConfig, read_shard
-from tagpr_eval.export import export_lamp
+from tagpr_eval.export import export_eval_results, export_lamp
 from tagpr_eval.run import Limits, evaluate, merge, summary
 
 
@@ -194,6 +194,28 @@ def test_the_seven_tasks_leave_as_one_archive_too(make_data, tmp_path):
     with zipfile.ZipFile(archive) as opened:
         assert sorted(opened.namelist()) == [f"LaMP_{number}.json" for number in range(1, 8)]
         assert json.loads(opened.read("LaMP_3.json")) == {"task": "LaMP_3", "golds": [{"id": "LaMP-31", "output": "1"}]}
+
+
+def test_scores_leave_as_the_hub_reads_them(toy_data, server, tmp_path):
+    import yaml
+    from huggingface_hub import parse_eval_result_entries
+
+    server.always = {"choices": [{"message": {"content": "It is red."}, "finish_reason": "stop"}]}
+    manifest = run(config(toy_data, server, retrievers=("bm25", "wrong-user")), tmp_path / "run")
+    with pytest.raises(InputError, match="is no OWNER/NAME of the Hub"):
+        export_eval_results(tmp_path / "run", tmp_path / "out")
+    written = export_eval_results(tmp_path / "run", tmp_path / "out", "someone/toy")
+    assert written == [tmp_path / "out" / "t" / ".eval_results" / f"{task}.yaml" for task in ("colour", "note")]
+    entries = parse_eval_result_entries(yaml.safe_load(written[0].read_text()))
+    assert [entry.notes.split(", ")[1] for entry in entries] == ["none.k0.direct.seed0", "bm25.k2.direct.seed0"]
+    for entry in entries:
+        assert (entry.dataset_id, entry.task_id, entry.value) == ("someone/toy", "colour", 6 / 15)
+        assert entry.notes.startswith("accuracy, ")
+        for fact in ("split test", "n = 15", "f1 0.", manifest.data["toy"][:12], manifest.results["models"]["t"][:12]):
+            assert fact in entry.notes
+    run(config(toy_data, models=("knn",)), tmp_path / "rules")
+    with pytest.raises(CheckFailed, match="rules and controls only"):
+        export_eval_results(tmp_path / "rules", tmp_path / "out", "someone/toy")
 
 
 def test_a_part_of_a_run_is_not_exported(toy_data, server, tmp_path):

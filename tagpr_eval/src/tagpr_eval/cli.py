@@ -2,7 +2,7 @@
 bad", 2 "used wrongly". Heavy imports stand inside the commands, so that `--help` answers at once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -181,13 +181,25 @@ def rerun(
 def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run folder.")],
     output: Annotated[Path, typer.Option(help="Folder for the files.")],
-    strict: Annotated[bool, typer.Option(help="Completions as they are, not the extracted answers.")] = False,
-    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="lamp: predictions. eval-results: scores for the Hub.")
+    ] = "lamp",
+    strict: Annotated[bool, typer.Option(help="lamp: completions as they are, not the extracted answers.")] = False,
+    dataset: Annotated[Path | None, typer.Option(help="lamp: data set folder, where it has moved.")] = None,
+    dataset_id: Annotated[
+        str | None, typer.Option(help="eval-results: OWNER/NAME of the benchmark; default: the run's data set.")
+    ] = None,
 ) -> None:
-    """Write the predictions of a run in LaMP's own format, one folder per model and setting."""
-    from tagpr_eval.export import export_lamp
+    """Write a run for others: predictions in LaMP's own format, or scores as the Hub's .eval_results files."""
+    from tagpr_eval.export import Format, export_eval_results, export_lamp
 
-    for path in export_lamp(folder, output, "strict" if strict else "parsed", dataset):
+    if form not in get_args(Format):
+        raise InputError(f"--format {form!r} is unknown; known: {', '.join(get_args(Format))}")
+    if form == "lamp":
+        written = export_lamp(folder, output, "strict" if strict else "parsed", dataset)
+    else:
+        written = export_eval_results(folder, output, dataset_id)
+    for path in written:
         typer.echo(path)
 
 
