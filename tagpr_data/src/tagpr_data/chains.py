@@ -238,7 +238,7 @@ def _think_block(text: str) -> Chain | None:
 
 
 def _is_end(text: str, boundary: re.Match[str]) -> bool:
-    if boundary["line"] or boundary["wide"]:
+    if boundary["line"] or boundary["wide"] or "\n" in boundary[0]:
         return True
     if text[boundary.end()].islower():
         return False
