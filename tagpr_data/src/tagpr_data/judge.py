@@ -59,6 +59,8 @@ ITEM_FIELDS = ("date", "title", "text", "label")
 """What the rules look at of an item."""
 _CONTEXT = ("split", "date", "question", "items")
 _LEAST_GOLD_WORDS = 3
+_MOST_KNOWN = 50_000
+"""Texts whose contamination is remembered, some 20 MB."""
 
 
 class Selection(Config):
@@ -128,6 +130,8 @@ class Row:
     question: str
     items: Sequence[ProfileItem]
     date: str | None
+    may_leak: bool = True
+    """Whether a phrase of the leak file may be in the text; False where that was ruled out before."""
 
 
 @dataclass(slots=True)
@@ -174,6 +178,7 @@ class Judge:
         self.rules, self.tagset = rules, tagset
         self.tasks = {task.name: task for task in tasks}
         self.leaks, self.evaluations, self.finder = tuple(leaks), evaluations, finder
+        self._is_shared: dict[str, bool] = {}  # texts of questions and items recur
 
     @classmethod
     def prepare(cls, rules: Selection, dataset: Dataset, tagset: TagSet, work: Path) -> "Judge":
@@ -195,7 +200,7 @@ class Judge:
         """Judge a batch."""
         import pyarrow as pa
 
-        rows = self._rows(batch)
+        rows = self._rows(batch, self._may_leak(batch))
         judged = [self.judge(row) for row in rows]
         columns: dict[str, Any] = {
             name: column for name, column in zip(batch.schema.names, batch.columns, strict=True) if name not in _CONTEXT
@@ -235,16 +240,13 @@ class Judge:
         judged = Judged(parsed, 0.0, 0, 0, None, "")
         if parsed.is_valid and row.gold is not None:
             judged.score = reward(row.task, parsed.answer, row.gold)
-        claims = tags.ground(parsed.steps, row.items, row.date)
-        false = [claim for claim in claims if not claim.holds]
-        judged.claims, judged.grounded_claims = len(claims), len(claims) - len(false)
-        fault = self._fault(row, judged, false)
+        fault = self._fault(row, judged)
         if fault is not None:
             judged.reason, judged.detail = fault
         return judged
 
-    def _fault(self, row: Row, judged: Judged, false: Sequence[tags.Claim]) -> tuple[str, str] | None:
-        """Give the first rule that is broken and what was found."""
+    def _fault(self, row: Row, judged: Judged) -> tuple[str, str] | None:
+        """Give the first rule that is broken and what was found; claims are counted where no earlier rule is broken."""
         parsed, rules = judged.parsed, self.rules
         if row.finish_reason != "stop":
             return "cut-off", f"finish reason {row.finish_reason}"
@@ -274,6 +276,9 @@ class Judge:
         threshold = rules.task_min_score.get(row.task.name, rules.min_score[row.task.kind])
         if judged.score < threshold:
             return "low-score", f"score {judged.score:.3f}, at least {threshold:g}"
+        claims = tags.ground(parsed.steps, row.items, row.date)
+        false = [claim for claim in claims if not claim.holds]
+        judged.claims, judged.grounded_claims = len(claims), len(claims) - len(false)
         if false and rules.require_grounded:
             return "ungrounded", f"step {false[0].step}, [P{false[0].item}]: {false[0].reason}"
         if rules.require_support and row.task.labels:
@@ -284,15 +289,15 @@ class Judge:
 
     def _leak(self, row: Row, steps: Sequence[Step]) -> str:
         """Give how the gold is given away, or an empty text."""
-        words = " ".join(" ".join(step.text for step in steps).lower().split())
-        if self._leak_pattern is not None and (phrase := self._leak_pattern.search(words)):
-            return f"a step says {phrase[0]!r}"
-        gold = " ".join((row.gold or "").lower().split())
-        if not gold:
+        if row.may_leak and self._leak_pattern is not None:
+            said = " ".join(" ".join(step.text for step in steps).lower().split())
+            if phrase := self._leak_pattern.search(said):
+                return f"a step says {phrase[0]!r}"
+        words = (row.gold or "").lower().split()
+        gold = " ".join(words)
+        if not gold or (not row.task.labels and len(words) < _LEAST_GOLD_WORDS):
             return ""
         marks = [f'"{gold}"', f"“{gold}”"] if row.task.labels else [gold]
-        if not row.task.labels and len(gold.split()) < _LEAST_GOLD_WORDS:
-            return ""
         for index, step in enumerate(steps):
             if index and self.tagset.by_name[step.tag].cites not in ("required", "pattern"):
                 continue
@@ -310,7 +315,17 @@ class Judge:
     def _leak_pattern(self) -> re.Pattern[str] | None:
         return _any_of(self.leaks) if self.leaks else None
 
-    def _rows(self, batch: "pa.RecordBatch") -> list[Row]:
+    def _may_leak(self, batch: "pa.RecordBatch") -> list[bool]:
+        """Whether each text may hold a phrase: all phrases at once, in time linear in the text."""
+        import pyarrow.compute as pc
+
+        if not self.leaks:
+            return [False] * batch.num_rows
+        phrases = (r"\s+".join(re.escape(word) for word in phrase.split()) for phrase in self.leaks)
+        text: Any = batch["text"]
+        return pc.match_substring_regex(text, "|".join(phrases), ignore_case=True).to_pylist()
+
+    def _rows(self, batch: "pa.RecordBatch", may_leak: Sequence[bool]) -> list[Row]:
         items: Any = batch["items"]
         flat = items.flatten()
         fields = zip(*(flat.field(place).to_pylist() for place in range(len(ITEM_FIELDS))), strict=True)
@@ -324,12 +339,22 @@ class Judge:
         names = ("text", "finish_reason", "gold", "task", "user_id", "question", "date")
         columns = (batch[name].to_pylist() for name in names)
         return [
-            Row(text, finish, gold, self.tasks[task], user, question, built[ends[index] : ends[index + 1]], date)
+            Row(
+                text,
+                finish,
+                gold,
+                self.tasks[task],
+                user,
+                question,
+                built[ends[index] : ends[index + 1]],
+                date,
+                may_leak[index],
+            )
             for index, (text, finish, gold, task, user, question, date) in enumerate(zip(*columns, strict=True))
         ]
 
     def _refuse_contaminated(self, rows: Sequence[Row], judged: Sequence[Judged]) -> None:
-        """Question, gold, trace and shown items against the evaluations."""
+        """Question, gold, trace and shown items against the evaluations; each text is looked up once."""
         assert self.evaluations is not None
         texts: list[str] = []
         owners: list[tuple[int, str]] = []
@@ -344,12 +369,15 @@ class Judge:
             parts += [(f"item [P{n}]", f"{item.title or ''} {item.text}") for n, item in enumerate(row.items, start=1)]
             texts += [text for _, text in parts]
             owners += [(index, what) for what, _ in parts]
-        for (index, what), is_shared in zip(owners, self.evaluations.shared(texts), strict=True):
-            if is_shared and judged[index].reason != "contaminated":
+        distinct = [text for text in dict.fromkeys(texts) if text not in self._is_shared]
+        self._is_shared |= zip(distinct, self.evaluations.shared(distinct), strict=True)
+        for (index, what), text in zip(owners, texts, strict=True):
+            if self._is_shared[text] and judged[index].reason != "contaminated":
+                run = f"{self.rules.contamination_words} words in a row"
                 judged[index].reason = "contaminated"
-                judged[
-                    index
-                ].detail = f"the {what} shares {self.rules.contamination_words} words in a row with an evaluation"
+                judged[index].detail = f"the {what} shares {run}, or all of a short text, with an evaluation"
+        if len(self._is_shared) > _MOST_KNOWN:
+            self._is_shared.clear()
 
     def _refuse_or_mask_personal_data(
         self, columns: dict[str, Any], rows: Sequence[Row], judged: list[Judged]
@@ -366,7 +394,10 @@ class Judge:
         for index in sorted(set(owners.filter(is_hit).to_pylist())):
             prompts[index] = messages[index].as_py()
         changed: dict[str, dict[int, Any]] = {"text": {}, "gold": {}, "messages": {}, "prompt_hash": {}}
-        for index, (row, found) in enumerate(zip(rows, judged, strict=True)):
+        own = [pc.match_substring_regex(columns[name], self.finder.sign) for name in ("text", "gold")]
+        hits = {index for flags in own for index, is_hit in enumerate(flags.to_pylist()) if is_hit} | prompts.keys()
+        for index in sorted(hits):
+            row, found = rows[index], judged[index]
             text, kinds = self.finder.mask(row.text)
             gold, more = self.finder.mask(row.gold or "")
             turns = [self.finder.mask(turn["content"]) for turn in prompts.get(index, ())]

@@ -52,7 +52,7 @@ def run_hashes(texts: Sequence[str], length: int, least: int) -> "tuple[Hashes, 
         elif len(words) >= least:
             whole.append(_whole_hash(words))
             whole_owners.append(owner)
-    word_hashes, owner_of_word = np.array(hashes, dtype=np.uint64), np.array(owners, dtype=np.int64)
+    word_hashes, owner_of_word = np.fromiter(hashes, np.uint64, len(hashes)), np.fromiter(owners, np.int64, len(owners))
     runs = max(len(hashes) - length + 1, 0)
     rolled = np.zeros(runs, dtype=np.uint64)
     for offset in range(length if runs else 0):
