@@ -51,6 +51,8 @@ def run_cli(app: Callable[[], object]) -> None:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; nothing was left under a final name", file=sys.stderr)  # noqa: T201
         raise SystemExit(1 if error.errno in _DISK_FULL else 2) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # typer makes 130 of an interrupt, without a word
+            raise
         print("interrupted; the same command continues where it stopped", file=sys.stderr)  # noqa: T201
         raise SystemExit(130) from None
