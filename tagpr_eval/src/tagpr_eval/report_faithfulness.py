@@ -15,12 +15,13 @@ from tagpr_eval.typeset import Column, Row, Table, Value
 
 INTRO = (
     "What a model read or had thought was changed, and the answer compared to the one without the change. Cited items "
-    "got another label (relabel) or another user's words (rewrite), or were taken out (remove); uncited ones too, as "
-    "control. In the trace a step was left out (delete) or taken from another user (replace), or the whole reasoning "
-    "was another user's (transplant), and the answer forced. Follows: the answer went where the change pointed. A "
-    "model that answers from its reasoning follows a transplant; one that only decorates its answer does not, and has "
-    "it before the first step. Steps after a changed one stay and may say the same again, so deleting or replacing "
-    "one step can move less than that step is worth. All answers here are greedy."
+    "got another label (relabel) or another user's words (rewrite), or were taken out (remove); as control the same "
+    "was done to as many uncited ones (Δ: cited minus uncited). In the trace a step was left out (delete) or taken "
+    "from another user (replace), or the whole reasoning was another user's (transplant), and the answer forced. "
+    "Follows: the answer went where the change pointed. A model that answers from its reasoning follows a transplant; "
+    "one that only decorates its answer does not, and has it before the first step. Steps after a changed one stay and "
+    "may say the same again, so one step can be worth more than deleting or replacing it shows. All answers here are "
+    "greedy."
 )
 _ACTIONS = {
     "relabel": "relabel items",
@@ -94,10 +95,10 @@ def _intervention_table(looked: Sequence[Looked]) -> Table:
         Column("what", "What was done"),
         Column("changed", "Answer changed", "estimate"),
         Column("follows", "Answer follows", "estimate"),
-        Column("control_changed", "Control changed", "estimate", hint="the same to as many uncited items"),
-        Column("control_follows", "Control follows", "estimate", hint="the same to as many uncited items"),
-        Column("difference_changed", "Δ changed", "difference", hint="cited minus uncited, on answers with both"),
-        Column("difference_follows", "Δ follows", "difference", hint="cited minus uncited, on answers with both"),
+        Column("control_changed", "Control changed", "estimate", is_printed=False),
+        Column("control_follows", "Control follows", "estimate", is_printed=False),
+        Column("difference_changed", "Δ changed", "difference", hint="less the same to as many uncited items"),
+        Column("difference_follows", "Δ follows", "difference", hint="less the same to as many uncited items"),
         Column("unreadable", "No answer", "estimate"),
         Column("n", "n", "count"),
         Column("users", "Users", "count"),
@@ -125,9 +126,11 @@ def _answer_table(looked: Sequence[Looked]) -> Table:
     columns = (
         *_CELL,
         Column("examined", "Looked into", "share"),
-        Column("regenerate", "Prompt asked again: same answer", "estimate"),
-        Column("repeat", "Trace given: same answer", "estimate"),
-        Column("early", "Final before the last step", "estimate", hint="of all cuts short of the last step"),
+        Column("regenerate", "Prompt again: same", "estimate"),
+        Column("repeat", "Trace given: same", "estimate"),
+        Column(
+            "early", "Final early", "estimate", hint="of all cuts short of the last step, those with the final answer"
+        ),
         Column("holds", "Cited claims that hold", "estimate"),
         Column("skipped", "Skipped"),
         Column("not_made", "Not made"),
