@@ -106,6 +106,36 @@ def test_its_details_hold_prompt_answer_and_example(finished):
     assert seen == set(rows)
 
 
+def test_scores_of_labels_go_through_it_as_choices(tmp_path, tiny_model, toy_data, toy):
+    import polars as pl
+
+    config = EvaluationConfig(
+        dataset=str(toy_data), models=(f"m=hf:{tiny_model}",), k=(2,), tasks=("colour",),
+        protocols=("generation", "log-likelihood"), sampling={"max_new_tokens": 4},
+        chat={"system_prompt": "Be kind.", "thinking": "off"},
+    )  # fmt: skip
+    manifest = evaluate(config, tmp_path / "run")
+    results = table(tmp_path / "run", "m")["results"]
+    name = "colour.bm25.k2.direct.seed0"
+    assert set(results) == {f"{name}|0", f"{name}.log-likelihood|0", "all"}
+    assert {key for key in results[f"{name}.log-likelihood|0"] if "stderr" not in key} == {"accuracy", "f1"}
+    for cell in manifest.results["cells"]:
+        found = results[f"{cell['cell']}|0"]
+        assert {key: found[key] for key in cell["metrics"]} == pytest.approx(cell["metrics"], abs=1e-12)
+    rows = {
+        row.example_id: row
+        for row in read_records(tmp_path / "run" / "predictions.parquet", Prediction)
+        if row.protocol == "log-likelihood"
+    }
+    (path,) = (tmp_path / "run" / "lighteval" / "details" / "m").rglob("details_*log-likelihood*.parquet")
+    for detail in pl.read_parquet(path).iter_rows(named=True):
+        row = rows.pop(detail["doc"]["specific"]["example_id"])
+        assert detail["doc"]["choices"] == list(toy.task("colour").labels)
+        assert detail["doc"]["instruction"].startswith("Be kind.\n\nAnswer as this user would.")
+        assert detail["model_response"]["logprobs"] == pytest.approx(row.label_logprobs)
+    assert not rows
+
+
 def test_lighteval_leaves_the_process_as_it_was(finished):
     import datasets
     import torch

@@ -9,6 +9,8 @@ import torch
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import Message, Prediction
 from tagpr_data.tables import read_records
+from tagpr_eval import report_tables
+from tagpr_eval.cells import load_runs, make_groups
 from tagpr_eval.config import ChatOptions, Decoding, EvaluationConfig, LocalOptions
 from tagpr_eval.hf import HfModel
 from tagpr_eval.log_likelihood import label_tree
@@ -208,6 +210,34 @@ def test_a_run_of_both_protocols_keeps_them_apart(toy_data, tiny_model, tmp_path
     ]
     cells = json.loads(next((tmp_path / "run" / "prompts").rglob("cells.json")).read_text())
     assert {cell["protocol"] for cell in cells if cell["task"]["name"] == "colour"} == {"generation", "log-likelihood"}
+
+
+def test_reports_name_the_protocol_and_never_set_one_against_the_other(toy_data, tiny_model, tmp_path):
+    from tagpr_eval import report
+
+    run(both(toy_data, tiny_model), tmp_path / "mixed")
+    (mixed,) = load_runs([tmp_path / "mixed"])
+    group = next(group for group in make_groups([mixed]) if group.task.name == "colour")
+    settings = [(cell.protocol, cell.setting) for cell in group.cells if not cell.is_baseline]
+    assert len(settings) == len(set(settings)) == 4
+    for first, second in report_tables.lift_pairs(group):
+        assert group.cells[first].protocol == group.cells[second].protocol
+    table = report_tables.headline_table(group)
+    place = [column.name for column in table.columns].index("protocol")
+    assert sorted(row.values[place] for row in table.rows) == ["generation"] * 2 + ["log-likelihood"] * 2 + ["rule"]
+    assert "log-likelihood" in report.markdown_text(report.build([mixed]), "files")
+    only = {
+        name: config(toy_data, models=(f"m=hf:{tiny_model}",), k=(2,), tasks=("colour",), protocols=(name,),
+                     sampling={"max_new_tokens": 4})
+        for name in ("generation", "log-likelihood")
+    }  # fmt: skip
+    for name, settings in only.items():
+        run(settings, tmp_path / name)
+    runs = load_runs([tmp_path / "generation", tmp_path / "log-likelihood"])
+    with pytest.raises(InputError, match=r"by generation, the other by log-likelihood: numbers of different protocols"):
+        report_tables.compare_runs(*runs)
+    (row,) = report_tables.compare_runs(*load_runs([tmp_path / "mixed", tmp_path / "log-likelihood"])).rows
+    assert row.values[place + 1] == "log-likelihood"
 
 
 def test_a_run_of_scores_that_was_cut_off_ends_the_same(toy_data, tiny_model, tmp_path):

@@ -122,7 +122,7 @@ def test_scores_equal_a_computation_of_ones_own(made, run, dataset):
 
 
 def test_every_table_of_scores_names_where_its_numbers_come_from(made):
-    needed = {"model", "retriever", "k", "style", "revision", "split", "data", "mode", "n"}
+    needed = {"model", "retriever", "k", "style", "protocol", "revision", "split", "data", "mode", "n"}
     for table in made.tables():
         if table.name != "runs":
             assert needed <= {column.name for column in table.columns}, table.name

@@ -34,7 +34,7 @@ class Shown:
     model: str
     """Its model."""
     setting: str
-    """Retriever, k and style in one line."""
+    """Retriever, k, style and protocol in one line."""
     frame: "pl.DataFrame"
     """Its scored predictions (`scores.score`)."""
     evidence: Evidence

@@ -1,7 +1,8 @@
 """From run folders to one page a reader can trust: tables, plots, controls and the samples themselves.
 
 `build` computes everything into one `Report`; HTML, Markdown, CSV and LaTeX are written from that structure, so a
-number cannot differ between them. Tables name split, data hash, retriever, k, prompt style, model revision and n.
+number cannot differ between them. Tables name split, data hash, retriever, k, prompt style, protocol, model
+revision and n.
 
 Scores are `lamp.metrics` in mode `exact`, strict and parsed (`scores`); intervals, differences and p-values are
 clustered by user (`stats`). One family of comparisons, corrected together by Holm, is all rows of one table.
@@ -17,7 +18,7 @@ from typing import Any
 
 from tagpr_data.errors import InputError
 from tagpr_data.tables import write_text
-from tagpr_eval import browser, report_plots, stats
+from tagpr_eval import browser, report_faithfulness, report_plots, stats
 from tagpr_eval import report_tables as tables
 from tagpr_eval.cells import BASELINES, RESAMPLES, Group, Run, best_place, make_groups, tagset_of
 from tagpr_eval.dialects import MEANINGS
@@ -88,6 +89,7 @@ def build(runs: Sequence[Run], reference: str | None = None, max_samples: int = 
     comparison = tables.comparison_table(groups, reference)
     dialects = [tables.dialect_table(group) for group in groups if group.task.kind == "generation"]
     dialects = [table for table in dialects if table is not None]
+    looked = report_faithfulness.load(runs)
     sections = [
         Section(
             "scores",
@@ -120,6 +122,13 @@ def build(runs: Sequence[Run], reference: str | None = None, max_samples: int = 
             "Share of completions that are in the tag grammar, and share of the checkable claims about cited items "
             "that hold.",
             _filled(tables.trace_table(groups)),
+        ),
+        Section(
+            "faithfulness",
+            "Does the answer follow the reasoning?",
+            report_faithfulness.INTRO,
+            report_faithfulness.faithfulness_tables(looked),
+            report_faithfulness.early_answer_plots(looked),
         ),
         Section(
             "failures",
@@ -254,11 +263,11 @@ def _lift_facts(group: Group, place: int, lift: Table) -> Iterator[str]:
     """What the controls say about one cell."""
     names = [column.name for column in lift.columns]
     cell = group.cells[place]
-    here = (group.task.name, group.data_hash, cell.model, cell.retriever, cell.k, cell.style)
+    here = (group.task.name, group.data_hash, cell.model, cell.retriever, cell.k, cell.style, cell.protocol)
     for row in lift.rows:
         facts = dict(zip(names, row.values, strict=True))
         difference, p = facts["difference"], facts["p_holm"]
-        if here != tuple(facts[name] for name in ("task", "data", "model", "retriever", "k", "style")):
+        if here != tuple(facts[name] for name in ("task", "data", "model", "retriever", "k", "style", "protocol")):
             continue
         assert isinstance(difference, stats.Difference)
         assert isinstance(p, float)

@@ -6,7 +6,7 @@ from tagpr_eval.report_tables import lift_pairs, slices
 
 
 def score_plots(group: Group) -> list[plots.Plot]:
-    """Score by k, one line a retriever, one panel a model and style, rules as levels."""
+    """Score by k, one line a retriever, one panel a model, style and protocol, rules as levels."""
     metric = group.metrics[0]
     found = group.grid(metric, "parsed").estimates()
     panels: dict[str, list[plots.Line]] = {}
@@ -14,7 +14,8 @@ def score_plots(group: Group) -> list[plots.Plot]:
     by_panel: dict[str, dict[str, list[tuple[str, stats.Estimate]]]] = {}
     for place, cell in enumerate(group.cells):
         if not cell.is_baseline:
-            lines = by_panel.setdefault(f"{cell.model} ({cell.style})", {})
+            how = cell.style if cell.protocol == "generation" else f"{cell.style}, {cell.protocol}"
+            lines = by_panel.setdefault(f"{cell.model} ({how})", {})
             lines.setdefault(cell.retriever, []).append((str(cell.k), found[place]))
         elif cell.control is None and cell.model != "oracle":
             levels.append(plots.Line(cell.model, (("0", found[place]),), "level"))

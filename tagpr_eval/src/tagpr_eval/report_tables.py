@@ -16,6 +16,7 @@ _CELL_COLUMNS = (
     Column("retriever", "Retriever"),
     Column("k", "k", "count"),
     Column("style", "Style"),
+    Column("protocol", "Protocol"),
     Column("revision", "Revision", is_printed=False),
     Column("split", "Split", is_printed=False),
     Column("data", "Data", is_printed=False),
@@ -27,7 +28,7 @@ _CELL_COLUMNS = (
 def headline_table(group: Group) -> Table:
     """Give the scores of every cell of one task, both metrics, strict and parsed."""
     columns = list(_CELL_COLUMNS[1:])
-    columns[4] = Column("revision", "Revision")
+    columns[5] = Column("revision", "Revision")
     estimates: list[list[stats.Estimate]] = []
     for metric in group.metrics:
         arrow = "↑" if stats.METRICS[metric].is_higher_better else "↓"
@@ -109,6 +110,13 @@ def compare_runs(first: Run, second: Run) -> Table:
     pairs = pairs_between(groups, first.name, second.name)
     if not pairs:
         hint = "" if first.data_hash == second.data_hash else f" (data {first.data_hash} and {second.data_hash} differ)"
+        by_run = [{cell.protocol for group in groups for cell in group.cells if cell.run.name == run.name and not
+                   cell.is_baseline} for run in (first, second)]  # fmt: skip
+        if all(by_run) and not by_run[0] & by_run[1]:
+            hint += (
+                f" (one answers by {', '.join(by_run[0])}, the other by {', '.join(by_run[1])}: numbers of different "
+                "protocols are not compared)"
+            )
         raise InputError(f"{first.name} and {second.name} share no task, retriever and k on the same data{hint}")
     title = f"{first.name} minus {second.name}"
     return _difference_table("compare", title, groups, pairs, Column("reference", "Minus"))
@@ -373,9 +381,10 @@ def _difference_table(
 
 def _cell_values(group: Group, cell: Cell) -> tuple[Value, ...]:
     model = cell.model.removesuffix(f" ({cell.run.name})")
+    protocol = "rule" if cell.is_baseline else cell.protocol
     return (
-        group.task.name, cell.model, cell.retriever, cell.k, cell.style, cell.run.revision(model), group.split,
-        group.data_hash, "exact", cell.run.name,
+        group.task.name, cell.model, cell.retriever, cell.k, cell.style, protocol, cell.run.revision(model),
+        group.split, group.data_hash, "exact", cell.run.name,
     )  # fmt: skip
 
 

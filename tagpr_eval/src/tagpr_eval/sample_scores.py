@@ -32,7 +32,7 @@ METRIC_NAMES: dict[str, tuple[str, str]] = {
     "generation": ("rouge-1", "rouge-L"),
 }
 """The two metrics of each kind of task, the headline one first."""
-KEY = ("model", "task", "retriever", "k", "style", "seed", "example_id")
+KEY = ("model", "task", "retriever", "k", "style", "seed", "protocol", "example_id")
 """What makes a prediction unique in a run."""
 FLAGS: dict[str, str] = {
     "is_error": "the model gave no answer (finish_reason error)",
