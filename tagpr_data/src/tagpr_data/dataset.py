@@ -175,6 +175,10 @@ class Dataset:
         rows = self.profiles.slice(start, example.profile_size).iter_rows(named=True)
         return tuple(ProfileItem.model_validate(row) for row in rows)
 
+    def profile_length(self, profile_id: str) -> int:
+        """Give how many items of a profile are stored; 0 where it is unknown."""
+        return self._spans.get(profile_id, (0, 0))[1]
+
     @cached_property
     def profiles(self) -> "pl.DataFrame":
         """All profile items as a frame, sorted by profile and position."""

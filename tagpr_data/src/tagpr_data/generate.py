@@ -165,8 +165,10 @@ class Profiles:
     def items(self, example: Example) -> tuple[ProfileItem, ...]:
         """Give the items the example may look at, in profile order."""
         held = self._items.get(example.profile_id)
-        if held is None or len(held) < example.profile_size:
-            held = self._dataset.profile(self._longest.get(example.profile_id, example))
+        if held is None:
+            length = max(example.profile_size, self._dataset.profile_length(example.profile_id))
+            whole = example.model_copy(update={"profile_size": length})
+            held = self._dataset.profile(self._longest.get(example.profile_id, whole))
             self._items[example.profile_id] = held
             if self._most is not None and len(self._items) > self._most:
                 self._items.popitem(last=False)
