@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -107,6 +107,7 @@ def card(corpus: Corpus, numbers: Statistics, facts: CardFacts) -> str:
         "## Teachers and acceptance\n\n" + _acceptance(manifest, numbers),
         _costs(manifest, numbers),
         "## Rejected candidates\n\n" + _reasons(manifest, numbers),
+        f"## Personal data\n\n{_personal(manifest, numbers)}",
         f"## Preference pairs\n\n{_pairs(numbers)}" if corpus.pairs else None,
         "## One trace\n\n" + _example(corpus) if manifest.kept else None,
         "## Fields of a trace\n\n" + _fields(),
@@ -362,6 +363,26 @@ def _reasons(manifest: CorpusManifest, numbers: Statistics) -> str:
         for row in numbers.reasons
     ]  # fmt: skip
     return _table(("reason", "meaning", "task", "candidates", "of all candidates"), rows, text=3)
+
+
+_PERSONAL = {
+    "report": "were looked for and left as they are",
+    "mask": "were looked for and replaced by `(mail)` and the like, in prompts, golds and completions",
+    "drop": "were looked for; rows that hold any were rejected",
+}
+
+
+def _personal(manifest: CorpusManifest, numbers: Statistics) -> str:
+    """What was done about personal data, and how many traces it was found in."""
+    rules = manifest.parameters.get("selection")
+    rules = cast("dict[str, Any]", rules) if isinstance(rules, dict) else {}
+    done = _PERSONAL.get(str(rules.get("personal_data")), "")
+    if not done:
+        return "Nobody looked for mail addresses, phone numbers or names."
+    kinds = ", ".join(f"`{_one_line(str(kind))}`" for kind in rules.get("personal_kinds", ()))
+    text = f"These {done}: {kinds}. The patterns are simple: texts without findings are not anonymous."
+    rows = [(row["kind"], _one_line(row["task"]), f"{row['traces']:,}") for row in numbers.personal]
+    return text + "\n\n" + (_table(("kind", "task", "traces"), rows, text=2) if rows else "None was found in a trace.")
 
 
 def _pairs(numbers: Statistics) -> str:

@@ -67,7 +67,7 @@ class Selection(Config):
     """Which candidates are good enough. A rule is off where its value is null, empty or false."""
 
     min_score: dict[TaskKind, float] = Field(default={"classification": 1.0, "rating": 1.0, "generation": 0.3})
-    """Least reward (`lamp.metrics.reward`) by kind of task."""
+    """Least reward (`lamp.metrics.reward`) by kind of task; a kind that is not named needs none."""
     task_min_score: dict[str, float] = Field(default={})
     """Least reward by name of the task; wins over `min_score`."""
     max_characters: int = 4000
@@ -273,7 +273,7 @@ class Judge:
         language = rules.task_language.get(row.task.name, rules.language)
         if language is not None and (foreign := _foreign(parsed, row.gold, language)):
             return "foreign-language", foreign
-        threshold = rules.task_min_score.get(row.task.name, rules.min_score[row.task.kind])
+        threshold = rules.task_min_score.get(row.task.name, rules.min_score.get(row.task.kind, 0.0))
         if judged.score < threshold:
             return "low-score", f"score {judged.score:.3f}, at least {threshold:g}"
         claims = tags.ground(parsed.steps, row.items, row.date)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data.corpus import SPLIT_ORDER, Corpus
+from tagpr_data.errors import InputError
 from tagpr_data.select import REASONS
 
 QUERIES = Path(__file__).parent / "statistics"
@@ -26,6 +27,7 @@ class Statistics:
     tags: list[Row]
     tasks: list[Row]
     reasons: list[Row]
+    personal: list[Row]
     users: list[Row]
     pairs: list[Row]
 
@@ -35,10 +37,18 @@ class Statistics:
 
 
 def statistics(corpus: Corpus) -> Statistics:
-    """Count what is in a corpus."""
+    """Count what is in a corpus. Raises InputError for rows that cannot be counted (a score that is no number, a
+    damaged page)."""
+    import duckdb
+
     connection = corpus.connect()
     try:
         answers = {path.stem: _rows(connection, path.read_text(encoding="utf-8")) for path in QUERIES.glob("*.sql")}
+    except duckdb.Error as error:
+        raise InputError(
+            f"{corpus.folder} cannot be counted: {str(error).splitlines()[0]}; what is wrong is told by: "
+            f"tagpr-data validate {corpus.folder}"
+        ) from None
     finally:
         connection.close()
     kinds = ("traces", "rejected")

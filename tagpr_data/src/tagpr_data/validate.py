@@ -268,6 +268,8 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
     best_of = parameters.get("best_of")
     thresholds = parameters.get("min_score")
     thresholds = thresholds if isinstance(thresholds, dict) else {}
+    task_thresholds = parameters.get("task_min_score")
+    task_thresholds = task_thresholds if isinstance(task_thresholds, dict) else {}
     table(
         "manifest",
         {
@@ -327,6 +329,10 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
     table("manifest_rejected", {"reason": (text, rejected.keys()), "rows": (integer, rejected.values())})
     table("known_reasons", {"reason": (text, REASONS.keys())})
     table("manifest_acceptance", {"task": (text, accepted.keys()), "share": (real, accepted.values())})
+    table(
+        "manifest_task_thresholds",
+        {"task": (text, task_thresholds.keys()), "task_least": (real, task_thresholds.values())},
+    )
     table("manifest_thresholds", {"kind": (text, thresholds.keys()), "least": (real, thresholds.values())})
     teachers = manifest.teachers
     table("manifest_teachers", {"name": (text, teachers.keys()), "revision": (text, teachers.values())})
