@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -20,11 +21,15 @@ FAULTS = {
 """What it does with a chain that names the fault, and the reason that belongs into the ledger."""
 
 
+Names = list[str] | Callable[[list[str]], list[str]] | None
+"""Labels for the sentences of every chain, or a function of them."""
+
+
 class LabellingStub:
     """Answers each sentence with a tag by rule (or in turn from `names`); a chain that ends in a word of `FAULTS` gets
     that fault, with `bad_first` only at temperature 0."""
 
-    def __init__(self, names: list[str] | None = None, bad_first: bool = False, seconds: float = 0.0) -> None:
+    def __init__(self, names: Names = None, bad_first: bool = False, seconds: float = 0.0) -> None:
         self.requests: list[dict[str, Any]] = []
         stub = self
 
@@ -53,11 +58,11 @@ class LabellingStub:
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
-    def reply(self, body: dict[str, Any], names: list[str] | None, bad_first: bool) -> tuple[str, str]:
+    def reply(self, body: dict[str, Any], names: Names, bad_first: bool) -> tuple[str, str]:
         """Give text and finish reason."""
         lines = body["messages"][-1]["content"].rpartition("The sentences:\n")[2].split("\n")
         pieces = [json.loads(line.partition(": ")[2]) for line in lines]
-        tags = names or [_tag(piece) for piece in pieces]
+        tags = names(pieces) if callable(names) else names or [_tag(piece) for piece in pieces]
         labels = [f"{number}: {tag}" for number, (tag, _) in enumerate(zip(tags, pieces, strict=False), start=1)]
         found = re.search(r"(\w+)\.\s*$", pieces[-1])
         fault = found[1] if found and found[1] in FAULTS else ""

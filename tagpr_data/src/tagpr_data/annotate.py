@@ -140,7 +140,7 @@ def annotate_with_teacher(
                 write(prompt)
         outcome = generate(
             work, work / "prompts.parquet", [TeacherPlan(teacher, tuple(samplings), concurrency, price)],
-            _chains_as_dataset(work), PromptOptions(), seed,
+            chains_as_dataset(work), PromptOptions(), seed,
             partial(_judge, tagset=tagset, max_characters=max_characters),
             until_accepted=1, limits=limits, watch=watch,
         )  # fmt: skip
@@ -399,7 +399,7 @@ def _candidate(attempt: Attempt, text: str, annotator: str, revision: str) -> Ca
     return Candidate.model_validate(dict(attempt) | changed)
 
 
-def _chains_as_dataset(folder: Path) -> Dataset:
+def chains_as_dataset(folder: Path) -> Dataset:
     """Give what `generate` asks about a task; no example of it is ever read."""
     manifest = DatasetManifest(
         name="chains", source="chains", licence="", tasks=(_TASK,), files={}, content_hash="0" * 64, users=0,

@@ -9,7 +9,8 @@ function must give the same rows for the same batch.
 
 Price: a batch and its result are copied to another process and back (about 1 GB/s; batches of 1,000 to 10,000 rows hide
 it), the function is pickled once per worker, and a worker's start costs one Python and its imports, about a second.
-At most two batches per worker are under way. One local worker works in this process and costs nothing.
+At most two batches per worker are under way. One local worker, or a single batch, works in this process and
+costs nothing.
 
 On Ray these are plain tasks and not a Ray Data pipeline: Ray Data wants the whole input as its own blocks, tasks take
 any iterator and need no further dependency. Where tasks run, and again after a fault, is Ray's business.
@@ -22,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagpr_data.errors import InputError, TagprError, shorten
@@ -112,6 +114,11 @@ def _in_processes(
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
+    source = iter(batches)
+    first = list(islice(source, 2))
+    if len(first) < 2:  # not worth a process
+        yield from _here(first, function)
+        return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (pickle.dumps(function),))
     under_way: deque[tuple[_Place, Future[bytes]]] = deque()
 
@@ -128,7 +135,7 @@ def _in_processes(
             raise _naming(error, place) from error.__cause__
 
     try:
-        for place, batch in _placed(batches):
+        for place, batch in _placed(chain(first, source)):
             under_way.append((place, pool.submit(_work, _bytes_from_batch(batch))))
             if len(under_way) >= _AHEAD * workers:
                 yield oldest()

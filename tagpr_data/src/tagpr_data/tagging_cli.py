@@ -112,6 +112,59 @@ def annotate_command(
         typer.echo("a limit was reached: the same command with a higher one goes on", err=True)
 
 
+@app.command("discover-tags")
+def discover_command(
+    sample: ChainsFile,
+    output: Annotated[Path, typer.Option(help="Folder to write: tagset.toml to edit, discovery.json with all labels.")],
+    base_url: BaseUrls = None,
+    model: ModelName = None,
+    revision: ModelRevision = "unstated",
+    key_env: KeyEnv = "OPENAI_API_KEY",
+    concurrency: Concurrency = 8,
+    groups: Annotated[int | None, typer.Option(min=2, help="Number of groups (default: the clearest).")] = None,
+    min_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Least share of the sentences of a proposed tag.")
+    ] = 0.01,
+    max_new_tokens: MaxNewTokens = 2_000,
+    max_samples: MaxSamples = None,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    prices: Prices = None,
+    seed: Seed = 0,
+) -> None:
+    """Propose a tag set from a sample of chains: a teacher's own words for each sentence, gathered into groups.
+
+    Edit tagset.toml before use: its tags are what the labels look like, not yet what you want to tell apart.
+    """
+    from tagpr_data.annotate import AnnotatingTeacher
+    from tagpr_data.chat_server import ChatServer
+    from tagpr_data.discover import discover_tags
+    from tagpr_data.progress import meter
+    from tagpr_data.records import Sampling
+
+    if not base_url:
+        raise InputError("--base-url is missing: the address of the server of the model that labels")
+    options = server_options(base_url, model, key_env, concurrency)
+    limits, price = budget(options.model, max_samples, max_tokens, max_cost, prices)
+    samplings = [Sampling(temperature=value, max_new_tokens=max_new_tokens) for value in (0.0, 0.7)]
+    with meter() as watch:
+        found = discover_tags(
+            sample, output, AnnotatingTeacher(ChatServer(options), revision), groups=groups, min_share=min_share,
+            seed=seed, concurrency=options.at_once, limits=limits, price=price, samplings=samplings, watch=watch,
+        )  # fmt: skip
+    typer.echo("sentences  chains  place  tag: labels")
+    for group in found.groups:
+        often = "; ".join(f"{label} ({count})" for label, count in list(group.labels.items())[:4])
+        mark = "" if group.is_kept else " (too rare, left out)"
+        typer.echo(f"{group.sentences:>9,}  {group.chains:>6,}  {group.place:>5.2f}  {group.name}{mark}: {often}")
+    typer.echo(
+        f"{output / 'tagset.toml'}: covers {found.coverage:.1%} of {found.sentences:,} sentences of {found.chains:,} "
+        f"chains; stability {found.stability:.2f}, silhouette {found.silhouette:.2f}"
+    )
+    for reason, count in found.unlabelled.items():
+        typer.echo(f"{count:,} chains left out: {reason}", err=True)
+
+
 def server_options(base_urls: list[str], model: str | None, key_env: str, concurrency: int) -> "ServerOptions":
     """Give the options of a server from a command line; InputError when the model is missing."""
     from tagpr_data.chat_server import ServerOptions
