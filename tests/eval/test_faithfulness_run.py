@@ -187,6 +187,20 @@ def test_equal_prompts_are_asked_once(run, tmp_path):
     assert model.calls == len({row.prompt_hash for row in rows}) < len(rows)
 
 
+def test_more_examples_go_on_with_what_is_there_and_other_settings_are_refused(run, tmp_path):
+    few, more = (Choice(models=("trace",), cells=(CELL,), examples=number) for number in (4, 9))
+    first, then, whole = (REASONERS["trace"]() for _ in range(3))
+    examine(run, few, tmp_path / "out", make_model=lambda *_: first)
+    done = examine(run, more, tmp_path / "out", make_model=lambda *_: then)
+    assert done == examine(run, more, tmp_path / "whole", make_model=lambda *_: whole)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert first.calls + then.calls == whole.calls
+    for other in (few, Choice(models=("trace",), cells=(CELL,), examples=9, seed=1), Choice(cells=(CELL,), examples=9)):
+        with pytest.raises(InputError, match=r"holds interventions of other (settings|models)"):
+            examine(run, other, tmp_path / "out", make_model=make_reasoner)
+    assert read_json(tmp_path / "out" / "faithfulness.json", Faithfulness) == done
+
+
 def test_the_same_seed_gives_the_same_interventions_and_another_one_others(run, tmp_path):
     choice = {"models": ("trace",), "cells": (CELL,), "examples": 6}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

@@ -76,10 +76,11 @@ def examine(
 ) -> Faithfulness:
     """Intervene on the answers of the run in `folder` and write `output` (None: inside it); give its manifest.
 
-    A finished one of the same settings, predictions and models is left as it is. One that reaches a limit ends with
-    status `partial` and the measures of what was answered; with higher limits the same call goes on. InputError for a
-    run without traces, a data set that has gone (`dataset` says where to), an unknown model or cell; CheckFailed when
-    no answer can be looked into, or a model stays unreachable: everything is kept.
+    A finished one of the same settings, predictions and models is left as it is; asked for more examples it goes on.
+    One that reaches a limit ends with status `partial` and the measures of what was answered; with higher limits the
+    same call goes on. InputError for a run without traces, a data set that has gone (`dataset` says where to), an
+    unknown model or cell; CheckFailed when no answer can be looked into, or a model stays unreachable: everything is
+    kept.
     """
     run = load_runs([folder], dataset)[0]
     config = _config(run, folder, choice)
@@ -368,6 +369,11 @@ def _open(output: Path, run: Run, folder: Path, choice: Choice, identities: dict
         write_json(path, new)
         return new
     found = read_json(path, Faithfulness)
+    is_same = (found.models, found.predictions_sha256) == (new.models, new.predictions_sha256)
+    if is_same and _grows(found.settings, new.settings):
+        new = found.model_copy(update={"status": "running", "settings": new.settings, "cells": (), "measures": ()})
+        write_json(path, new)
+        return new
     for what in ("settings", "predictions_sha256", "models"):
         old, wanted = getattr(found, what), getattr(new, what)
         if old != wanted:
@@ -376,6 +382,12 @@ def _open(output: Path, run: Run, folder: Path, choice: Choice, identities: dict
                 "another folder with --output, or remove it"
             )
     return found
+
+
+def _grows(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the new settings ask for more examples and else for the same: the draw grows, so all samples count."""
+    before, after = old["examples"], new["examples"]
+    return old | {"examples": after} == new and before is not None and (after is None or after > before)
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
