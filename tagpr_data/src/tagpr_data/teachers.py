@@ -13,11 +13,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from tagpr_data import tags
 from tagpr_data.chat_server import ChatServer
+from tagpr_data.constrain import Constraint, request_fields
 from tagpr_data.prompts import PromptOptions, chat_prompt
 from tagpr_data.records import FinishReason, Message, ProfileItem, Sampling, Step, Task
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
@@ -122,7 +124,9 @@ class ScriptedTeacher:
 class ServedTeacher:
     """A model behind an OpenAI-compatible server, asked with the grammar spelled out.
 
-    What it is told follows from the assignment, the tag set and `hindsight`; the row keeps the training prompt.
+    What it is told follows from the assignment, the tag set and `hindsight`; the row keeps the training prompt. Where
+    the server takes grammars (`constrain` of its options), the answer is a trace in the tag grammar that cites only
+    items of the prompt, and one of the labels where the task has some.
     """
 
     def __init__(
@@ -139,13 +143,15 @@ class ServedTeacher:
         """The model's name, with `-hindsight` where it is told the gold answer."""
         return self._server.options.model + _suffix(self._hindsight, self._blind_attempts)
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """The stated revision of the model and a hash of what it is told besides the assignment: grammar, hint, further
-        fields of the request."""
+        fields of the request, and whether the server enforces the grammar."""
         wording: list[Any] = [self._tagset.hash, _HINT if self._hindsight else ""]
         if self._server.options.extra_body:
             wording.append(self._server.options.extra_body)
+        if self._server.options.constrain != "none":
+            wording.append("constrained")
         return f"{self._model_revision}+{sha256_text(canonical_json(wording))[:12]}"
 
     async def write(self, assignment: Assignment) -> Reply:
@@ -156,7 +162,9 @@ class ServedTeacher:
         if is_told and assignment.gold is not None:
             hint = Message(role="user", content=f"{messages[-1].content}\n\n{_HINT.format(gold=assignment.gold)}")
             messages = (*messages[:-1], hint)
-        answer = await self._server.ask(messages, assignment.sampling, assignment.seed)
+        constraint = Constraint(self._tagset, len(assignment.items), assignment.task.labels or ())
+        grammar = request_fields(self._server.options.constrain, constraint)
+        answer = await self._server.ask(messages, assignment.sampling, assignment.seed, grammar)
         return Reply(answer.text, answer.finish_reason, answer.input_tokens, answer.output_tokens)
 
     def stop(self) -> None:

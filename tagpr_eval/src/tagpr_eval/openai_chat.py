@@ -9,19 +9,24 @@ from collections.abc import Sequence
 
 from tagpr_data import chat_server
 from tagpr_data.chat_server import ChatServer
+from tagpr_data.constrain import request_fields
 from tagpr_data.errors import InputError
-from tagpr_data.records import Sampling
 from tagpr_data.tables import canonical_json, sha256_text
-from tagpr_eval.config import ServerOptions
+from tagpr_eval.config import Decoding, ServerOptions
 from tagpr_eval.models import Completion, Finished, Prompt
 
 
 class OpenAIModel:
     """A served model."""
 
-    def __init__(self, served_name: str, sampling: Sampling, options: ServerOptions) -> None:
+    def __init__(self, served_name: str, sampling: Decoding, options: ServerOptions) -> None:
         if not options.base_url:
             raise InputError(f"model openai:{served_name} needs --base-url, such as http://127.0.0.1:8000/v1")
+        if sampling.constrain != "no" and options.constrain == "none":
+            raise InputError(
+                f"model openai:{served_name} is to be constrained, but how the server takes a grammar is not said: "
+                "give --server-grammar vllm or llama-cpp (server.constrain in a grid)"
+            )
         self.sampling = sampling
         self.options = chat_server.ServerOptions(
             base_url=options.base_url,
@@ -32,6 +37,7 @@ class OpenAIModel:
             retries=options.retries,
             backoff_seconds=options.backoff_seconds,
             extra_body=options.extra_body,
+            constrain=options.constrain,
         )
         self.url = ChatServer(self.options).url  # refuses what cannot be an address now, not at the first prompt
 
@@ -58,7 +64,8 @@ class OpenAIModel:
 
         async def answer(index: int) -> None:
             prompt = prompts[index]
-            said = await server.ask(prompt.messages, self.sampling, prompt.seed)
+            grammar = request_fields(self.options.constrain, prompt.constraint)
+            said = await server.ask(prompt.messages, self.sampling, prompt.seed, grammar)
             finished(index, Completion(said.text, said.finish_reason, said.input_tokens, said.output_tokens))
 
         await chat_server.work_through(wanted, answer, min(self.options.at_once, len(wanted)), server)
