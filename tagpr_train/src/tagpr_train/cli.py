@@ -4,14 +4,17 @@ bad", 2 "used wrongly". Heavy imports stand inside the commands, so that `--help
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tagpr_data.errors import run_cli
+
+if TYPE_CHECKING:
+    from tagpr_train.recipe import Stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,6 +195,91 @@ def rl(
     )
     if results["stopped"]:
         raise CheckFailed(results["stopped"])
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/*-recipe.toml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="inputs.NAME=…, output=… or STAGE.SETTING=value. Repeatable."),
+    ] = None,
+) -> None:
+    """Run all stages of a recipe: sft, prmu, rl guided, rl exploratory. The same command goes on where it stopped.
+
+    Example: tagpr-train run tagpr_train/configs/personas-recipe.toml --set sft.trainer.max_steps=20
+    """
+    from tagpr_train.recipe import chain, load_recipe
+
+    loaded, for_stages = load_recipe(recipe, overrides or [])
+    one = chain(loaded, recipe.parent, for_stages)
+    _be_quiet()
+    _run_stages(one.stages)
+    typer.echo(f"{one.model}: the last model")
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/*-recipe.toml.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="inputs.NAME=…, output=…, seeds=[…] or STAGE.SETTING=value. Repeatable."),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this variant. Repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, and which are there already.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option(help="Afterwards answer the recipe's evaluation grid and write the report (tagpr-eval).")
+    ] = True,
+) -> None:
+    """Run a recipe and its variants, each with something taken away, and compare them. Shared stages run once.
+
+    Example: tagpr-train ablate tagpr_train/configs/personas-recipe.toml --only whole --only sft-only
+    """
+    from tagpr_train.recipe import chains, is_finished, load_recipe, write_grid
+
+    loaded, for_stages = load_recipe(recipe, overrides or [])
+    made = chains(loaded, recipe.parent, for_stages, only or [])
+    stages = list({stage.settings.output: stage for one in made for stage in one.stages}.values())
+    for stage in stages:
+        users = ", ".join(one.name for one in made if stage in one.stages)
+        typer.echo(f"{stage.settings.output}: {stage.kind}, {'finished' if is_finished(stage) else 'to run'}; {users}")
+    if dry_run:
+        return
+    _be_quiet()
+    _run_stages(stages)
+    grid = write_grid(loaded, made)
+    results = loaded.output / "evaluation"
+    commands = [
+        ["tagpr-eval", "ablate", str(grid), "--output", str(results)],
+        ["tagpr-eval", "report", str(results), "--output", str(loaded.output / "report.html")],
+    ]
+    program = Path(sys.executable).with_name("tagpr-eval")
+    for command in commands:
+        typer.echo(" ".join(command))
+        if evaluate and program.exists():
+            import subprocess
+
+            if status := subprocess.run([program, *command[1:]], check=False).returncode:
+                raise typer.Exit(status)
+
+
+def _run_stages(stages: "Sequence[Stage]") -> None:
+    from tagpr_train.recipe import is_finished, run_stage
+
+    for number, stage in enumerate(stages, 1):
+        where = f"[{number}/{len(stages)}] {stage.name} ({stage.kind}) in {stage.settings.output}"
+        was_there = is_finished(stage)
+        typer.echo(where, err=True)
+        with _progress(stage.settings.max_minutes) as report:
+            manifest = run_stage(stage, report)
+        if manifest.status == "running":
+            typer.echo("stopped; the same command goes on", err=True)
+            raise typer.Exit(143)
+        results = manifest.results
+        seconds = "was finished" if was_there else f"{results['steps']} steps, {results['seconds']:.0f} s"
+        typer.echo(f"{stage.product}: {seconds}")
+        if results.get("stopped"):
+            typer.echo(f"{stage.name}: {results['stopped']}; going on from its best checkpoint", err=True)
 
 
 @app.command("tiny-model")
