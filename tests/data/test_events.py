@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tagpr_data import pseudonyms
 from tagpr_data.cli import app
 from tagpr_data.construct import SplitOptions
 from tagpr_data.dataset import Dataset
@@ -192,6 +193,25 @@ def test_users_are_numbered_by_first_event_and_short_histories_counted(tmp_path)
     assert manifest.skipped == {"user with fewer than 10 events": 2}
     opened = Dataset.load(tmp_path / "out")
     assert {e.id.split("-")[0] for e in opened.examples("test")} == {"toy/u0001/zoe", "toy/u0002/adam"}
+
+
+def test_the_map_of_users_says_who_is_who_and_stays_out_of_the_data_set(tmp_path):
+    table = [row("zoé, the 2nd", day) for day in range(1, 12)] + [row("adam", day) for day in range(2, 14)]
+    path, kept = write_csv(tmp_path / "t.csv", table), tmp_path / "who.csv"
+    construct(tmp_path / "out", path, user_map=kept)
+    assert kept.read_bytes().decode() == 'pseudonym,user\r\nu0001,"zoé, the 2nd"\r\nu0002,adam\r\n'
+    assert kept.stat().st_mode & 0o777 == 0o600
+    assert pseudonyms.pseudonym_of(kept, "adam") == "u0002"
+    with pytest.raises(InputError, match="has no user 'eve'"):
+        pseudonyms.pseudonym_of(kept, "eve")
+    with pytest.raises(InputError, match="has no user 'user'"):
+        pseudonyms.pseudonym_of(kept, "user")
+    with pytest.raises(InputError, match="which is to be shared"):
+        construct(tmp_path / "out", path, user_map=tmp_path / "out/who.csv")
+    with pytest.raises(InputError, match="is no map of users"):
+        construct(tmp_path / "out", path, user_map=path)
+    with pytest.raises(InputError, match="cannot be read as a map"):
+        pseudonyms.pseudonym_of(tmp_path / "none.csv", "adam")
 
 
 def test_chunks_of_any_size_hold_the_same(tmp_path, monkeypatch):

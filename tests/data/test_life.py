@@ -266,3 +266,12 @@ def test_commands_answer_on_stdout_and_tell_misuse(corpus, tmp_path):
     assert isinstance(call("forget", corpus, "--user", "bob", "--check")[2], CheckFailed)
     assert isinstance(call("forget", corpus, "--user", "bob")[2], InputError)
     assert isinstance(call("show", tmp_path, "x")[2], InputError)
+    who = tmp_path / "who.csv"
+    who.write_text("pseudonym,user\r\nann,Anna Blume\r\n")
+    asked = ("--user", "Anna Blume", "--user-map", who)
+    assert isinstance(call("forget", corpus, *asked, "--check")[2], CheckFailed)
+    code, text, _ = call("forget", corpus, *asked, "--output", tmp_path / "newer")
+    assert code == 0 and call("forget", tmp_path / "newer", *asked, "--check")[0] == 0
+    (tmp_path / "newer/notes.txt").write_text("thanks to Anna Blume")
+    assert isinstance(call("forget", tmp_path / "newer", *asked, "--check")[2], CheckFailed)
+    assert isinstance(call("forget", corpus, "--user", "Eve", "--user-map", who, "--check")[2], InputError)

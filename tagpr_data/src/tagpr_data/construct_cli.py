@@ -92,6 +92,9 @@ def events(
     plain: Annotated[
         str | None, typer.Option("--plain", help="Column that says the text neutrally (paraphrase).")
     ] = None,
+    user_map: Annotated[
+        Path | None, typer.Option("--user-map", help="CSV to write: who became which pseudonym. Never publish it.")
+    ] = None,
     event_id: Annotated[str | None, typer.Option("--id", help="Column of the event's id, unique for a user.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the task (default: TABLE-TASK).")] = None,
     question: Annotated[str | None, typer.Option("--question", help="What prompts ask.")] = None,
@@ -129,7 +132,7 @@ def events(
     manifest = construct(
         output, file, name=name or f"{file.name.partition('.')[0]}-{task}", form=task, columns=columns,
         question=question, licence=licence, time_format=time_format, encoding=encoding, options=options,
-        report=_progress,
+        user_map=user_map, report=_progress,
     )  # fmt: skip
     _tell(output, manifest)
 

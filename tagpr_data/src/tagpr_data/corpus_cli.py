@@ -94,13 +94,16 @@ def diff_command(
 @app.command("forget")
 def forget_command(
     corpus: CorpusFolder,
-    user: Annotated[str, typer.Option(help="Id of the user, as in the column user_id.")],
+    user: Annotated[str, typer.Option(help="Id of the user, as in the column user_id; with --user-map their own id.")],
     output: Annotated[Path | None, typer.Option(help="Corpus folder to write.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="JSON to write (default: OUTPUT.certificate.json).")] = None,
     drop_mentions: Annotated[bool, typer.Option("--drop-mentions", help="Also drop rows that name the user.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit code 1 when CORPUS names the user.")
     ] = False,
+    user_map: Annotated[
+        Path | None, typer.Option(help="The CSV that construct events --user-map wrote: USER is who they really are.")
+    ] = None,
 ) -> None:
     """Write a corpus without one user, and a certificate that no file of it holds an id of theirs."""
     from tagpr_data import forget
@@ -108,12 +111,17 @@ def forget_command(
 
     if not user:
         raise InputError("--user is empty; give the id of a user")
+    known_as = [user] if user_map is not None else []
+    if user_map is not None:
+        from tagpr_data.pseudonyms import pseudonym_of
+
+        user = pseudonym_of(user_map, user)
     if check:
-        typer.echo(f"{corpus}: the user is in none of {forget.check_gone(corpus, user)} files")
+        typer.echo(f"{corpus}: the user is in none of {forget.check_gone(corpus, user, known_as)} files")
         return
     if output is None:
         raise InputError("--output is missing: the folder for the corpus without the user")
-    manifest, proof = forget.forget(open_corpus(corpus), user, output, drop_mentions)
+    manifest, proof = forget.forget(open_corpus(corpus), user, output, drop_mentions, known_as)
     path = certificate or output.with_name(f"{output.name}.certificate.json")
     forget.write_certificate(path, proof)
     typer.echo(f"{output}: {manifest.kept:,} traces, {manifest.candidates - manifest.kept:,} rejected; proof in {path}")

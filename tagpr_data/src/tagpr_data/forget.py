@@ -75,14 +75,18 @@ class Found:
     value: str
 
 
-def forget(corpus: Corpus, user: str, output: Path, drop_mentions: bool = False) -> tuple[CorpusManifest, str]:
-    """Write a corpus without `user` to `output`; give its manifest and the certificate as JSON.
+def forget(
+    corpus: Corpus, user: str, output: Path, drop_mentions: bool = False, known_as: Iterable[str] = ()
+) -> tuple[CorpusManifest, str]:
+    """Write a corpus without `user` to `output`; give its manifest and the certificate as JSON. `known_as` are further
+    names of theirs, which must not be left either: what a pseudonym stands for.
 
     Raises InputError when the corpus has no such user, CheckFailed when other users' texts name them (with
     `drop_mentions` those rows go too); nothing is written then.
     """
     frames = merge.read_frames(corpus)
     identity, gone = _gone(frames, user)
+    identity = Identity({**identity.ids, "user": frozenset({user, *known_as})})
     if not any(gone.values()) and not _occurs(frames, user):
         users = sorted({name for (kind, _), frame in frames.items() if kind == "traces" for name in frame["user_id"]})
         raise InputError(f"{corpus.folder} has no user {user!r}; it has, for example, {', '.join(users[:5]) or 'none'}")
@@ -130,11 +134,11 @@ def search(folder: Path, identity: Identity) -> tuple[list[Found], list[dict[str
     return found, searched
 
 
-def check_gone(folder: Path, user: str) -> int:
-    """Search a finished corpus for a user's id alone; give the number of files searched. Raises CheckFailed with the
+def check_gone(folder: Path, user: str, known_as: Iterable[str] = ()) -> int:
+    """Search a finished corpus for a user's names alone; give the number of files searched. Raises CheckFailed with the
     places where it stands."""
     open_corpus(folder)
-    found, searched = search(folder, Identity({"user": frozenset({user})}))
+    found, searched = search(folder, Identity({"user": frozenset({user, *known_as})}))
     _refuse(found, f"{folder} still names the user")
     return len(searched)
 

@@ -24,6 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tagpr_data import pseudonyms
 from tagpr_data.config import Config
 from tagpr_data.construct import Event, SplitOptions, history, roles
 from tagpr_data.dataset import check_target, write_chunks
@@ -83,9 +84,11 @@ def construct(
     time_format: str | None = None,
     encoding: str = "utf-8",
     options: SplitOptions | None = None,
+    user_map: Path | None = None,
     report: Callable[[str], None] = lambda _line: None,
 ) -> DatasetManifest:
-    """Write the data set; its one task is called `name`.
+    """Write the data set; its one task is called `name`. `user_map` is a CSV to write, readable by its owner alone:
+    which user became which pseudonym. It leads back to people, so it may not lie in the data set.
 
     Rows without user, time, text or the task's column, with a time that cannot be read, that are no rows at all (CSV
     or JSON that breaks, bytes that are not `encoding`), or that repeat an earlier id are left out and counted;
@@ -93,6 +96,8 @@ def construct(
     """
     options = options or SplitOptions()
     check_target(folder, name)
+    if user_map is not None:
+        pseudonyms.check_place(user_map, folder)
     needed = _NEEDS[form]
     if needed and getattr(columns, needed) is None:
         raise InputError(f"a {form} task needs the column that holds the {needed}: give --{needed} COLUMN")
@@ -111,7 +116,7 @@ def construct(
         skipped.update(_count_short(database, options))
         if form == "choice":
             _pair(database, columns, options.seed)
-        return write_chunks(
+        manifest = write_chunks(
             folder,
             name=name,
             source=f"event table with the columns {', '.join(sorted(_named(columns).values()))}",
@@ -126,6 +131,12 @@ def construct(
             },
             skipped=skipped,
         )
+        if user_map is not None:
+            width = _width(database)
+            cursor = database.execute("SELECT number, who FROM person ORDER BY number")
+            rows = itertools.chain.from_iterable(iter(lambda: cursor.fetchmany(2_000), []))
+            pseudonyms.write(user_map, ((f"u{number:0{width}}", who) for number, who in rows))
+        return manifest
 
 
 def read_columns(file: Path, encoding: str = "utf-8") -> list[str]:
@@ -296,7 +307,7 @@ def _pair(database: "duckdb.DuckDBPyConnection", columns: EventColumns, seed: in
 def _chunks(
     database: "duckdb.DuckDBPyConnection", task: Task, form: Form, options: SplitOptions, skipped: Counter[str]
 ) -> Iterator[tuple[dict[Split, list[Example]], list[ProfileItem]]]:
-    width = max(4, len(str(database.execute("SELECT count(*) FROM person").fetchall()[0][0])))
+    width = _width(database)
     numbers = database.execute("SELECT number FROM person ORDER BY number").fetchall()
     split_of = roles((f"u{number:0{width}}" for (number,) in numbers), options)
     extra = "mine, other" if form == "choice" else "NULL, NULL"
@@ -323,6 +334,11 @@ def _chunks(
             yield examples, items
             examples, items = {"train": [], "validation": [], "test": []}, []
     yield examples, items
+
+
+def _width(database: "duckdb.DuckDBPyConnection") -> int:
+    """Digits of a pseudonym."""
+    return max(4, len(str(database.execute("SELECT count(*) FROM person").fetchall()[0][0])))
 
 
 def _event(user: str, form: Form, seed: int, row: tuple[Any, ...]) -> Event | None:
