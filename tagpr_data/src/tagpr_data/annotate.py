@@ -16,7 +16,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ from tagpr_data.chains import (
 )
 from tagpr_data.chat_server import ChatServer
 from tagpr_data.dataset import Dataset
-from tagpr_data.engine import EngineName, map_batches
+from tagpr_data.engine import LOCAL, Engine, map_batches
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.generate import CANDIDATES, Prompt, Tally, TeacherPlan, generate
 from tagpr_data.journal import folder_lock
@@ -76,15 +75,6 @@ _WORK = ".work"
 _TASK = Task(name="annotate", kind="generation", answer_form="one line per sentence", item_template="{text}")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where the per-row work is done; see `engine.map_batches`."""
-
-    engine: EngineName = "local"
-    workers: int | None = None
-    address: str | None = None
-
-
 class AnnotatingTeacher:
     """A model behind a server that labels sentences; it is asked the prompt as it is."""
 
@@ -109,7 +99,7 @@ class AnnotatingTeacher:
 
 
 def annotate_with_classifier(
-    chains: Path, output: Path, classifier: StepClassifier, tagset: TagSet, place: Place = Place(),
+    chains: Path, output: Path, classifier: StepClassifier, tagset: TagSet, engine: Engine = LOCAL,
     max_characters: int = MAX_CHARACTERS,
 ) -> AnnotationManifest:  # fmt: skip
     """Annotate a file of chains with a classifier's tags and write the folder `output`."""
@@ -117,7 +107,7 @@ def annotate_with_classifier(
     with folder_lock(output):
         function = partial(annotated_batch, tagset=tagset, classifier=classifier, max_characters=max_characters)
         done = map_batches(
-            read_chains(chains), function, engine=place.engine, workers=place.workers, address=place.address
+            read_chains(chains), function, engine=engine.name, workers=engine.workers, address=engine.address
         )
         quality = classifier.quality.model_dump()
         name = ("classifier", classifier.revision)
@@ -125,7 +115,7 @@ def annotate_with_classifier(
 
 
 def annotate_with_teacher(
-    chains: Path, output: Path, teacher: AnnotatingTeacher, tagset: TagSet, place: Place = Place(),
+    chains: Path, output: Path, teacher: AnnotatingTeacher, tagset: TagSet, engine: Engine = LOCAL,
     max_characters: int = MAX_CHARACTERS, samplings: Sequence[Sampling] = (Sampling(),), seed: int = 0,
     concurrency: int = 8, limits: Limits = NO_LIMITS, price: Price = FREE,
     watch: Callable[[Tally], object] = lambda tally: None,
@@ -147,7 +137,7 @@ def annotate_with_teacher(
         verdicts = _verdicts(work / CANDIDATES, tagset)
         function = partial(annotated_batch, tagset=tagset, max_characters=max_characters)
         batches = _with_verdicts(read_chains(chains), verdicts, tagset, max_characters)
-        done = map_batches(batches, function, engine=place.engine, workers=place.workers, address=place.address)
+        done = map_batches(batches, function, engine=engine.name, workers=engine.workers, address=engine.address)
         parameters = {
             "max_characters": max_characters,
             "samplings": [sampling.model_dump(mode="json") for sampling in samplings],

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from tagpr_data import audit_cli, construct_cli, corpus_cli, download_cli, generate_cli, tagging_cli, tags_cli
+from tagpr_data import (
+    audit_cli,
+    construct_cli,
+    corpus_cli,
+    download_cli,
+    generate_cli,
+    select_cli,
+    tagging_cli,
+    tags_cli,
+)
 from tagpr_data.engine_cli import AddressOption, EngineOption, WorkersOption
 from tagpr_data.errors import InputError, run_cli
 
@@ -24,6 +33,7 @@ app.add_typer(download_cli.app, name="download")
 app.add_typer(generate_cli.app)
 app.add_typer(corpus_cli.app)  # its commands stand beside those below
 app.add_typer(tagging_cli.app)
+app.add_typer(select_cli.app)
 app.add_typer(audit_cli.app)
 import_app = typer.Typer(no_args_is_help=True, help="Bring published data into a data set folder.")
 app.add_typer(import_app, name="import")
@@ -59,7 +69,7 @@ def validate(
     address: AddressOption = None,
 ) -> None:
     """Check a corpus folder; exit code 1 names the failed checks and rows."""
-    from tagpr_data.row_checks import Engine
+    from tagpr_data.engine import Engine
     from tagpr_data.validate import raise_for
     from tagpr_data.validate import validate as validate_corpus
 

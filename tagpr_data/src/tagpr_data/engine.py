@@ -40,6 +40,19 @@ _AHEAD = 2
 """Batches under way per worker: one at work, one waiting, so that no worker waits for the reader."""
 
 
+@dataclass(frozen=True)
+class Engine:
+    """Where rows are worked on; the arguments of `map_batches`."""
+
+    name: EngineName = "local"
+    workers: int | None = None
+    """None: all cores."""
+    address: str | None = None
+
+
+LOCAL = Engine()
+
+
 def map_batches(
     batches: "Iterable[pa.RecordBatch]",
     function: BatchFunction,

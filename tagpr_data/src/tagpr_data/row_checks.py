@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagpr_data.dataset import Dataset
-from tagpr_data.engine import EngineName, map_batches
+from tagpr_data.engine import Engine, map_batches
+from tagpr_data.errors import InputError
 from tagpr_data.records import ProfileItem, Step
 from tagpr_data.tables import canonical_json, sha256_text
 from tagpr_data.tags import TagSet, ground, parse
@@ -68,20 +69,11 @@ class CheckResult:
     """Why it crashed or was not run."""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """Where rows are worked on; the arguments of `engine.map_batches`."""
-
-    name: EngineName = "local"
-    workers: int | None = None
-    """None: all cores, or this process alone for few rows."""
-    address: str | None = None
-
-
 def check_rows(
     paths: Sequence[Path], tagset: TagSet, dataset: Dataset | None = None, engine: Engine | None = None
 ) -> list[CheckResult]:
-    """Run `ROW_CHECKS` on the rows of Parquet files of traces; counts are summed over all."""
+    """Run `ROW_CHECKS` on the rows of Parquet files of traces; counts are summed over all. Where a file or the engine
+    fails, all of them count as crashed."""
     import pyarrow as pa
 
     engine = engine or Engine()
@@ -95,11 +87,14 @@ def check_rows(
         engine=engine.name, workers=workers, address=engine.address,
     )  # fmt: skip
     pending: list[pa.RecordBatch] = []
-    for batch in facts:
-        pending.append(batch)
-        if sum(part.num_rows for part in pending) >= _CHUNK_ROWS:
-            judge(pa.Table.from_batches(pending).to_pandas(), found)
-            pending = []
+    try:
+        for batch in facts:
+            pending.append(batch)
+            if sum(part.num_rows for part in pending) >= _CHUNK_ROWS:
+                judge(pa.Table.from_batches(pending).to_pandas(), found)
+                pending = []
+    except InputError as error:
+        return [CheckResult(name, question, "crashed", error=str(error)) for name, question in ROW_CHECKS.items()]
     if pending:
         judge(pa.Table.from_batches(pending).to_pandas(), found)
     results = [tally.result(name, ROW_CHECKS[name]) for name, tally in found.items()]
@@ -190,10 +185,14 @@ def _rows_in(paths: Sequence[Path]) -> int:
 
 
 def _batches(paths: Sequence[Path]) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for path in paths:
-        yield from pq.ParquetFile(path).iter_batches(_READ_ROWS, columns=list(_COLUMNS))
+        try:
+            yield from pq.ParquetFile(path).iter_batches(_READ_ROWS, columns=list(_COLUMNS))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _values(batch: "pa.RecordBatch", column: str) -> list[Any]:

@@ -63,13 +63,14 @@ def annotate_command(
 
     A chain that cannot be tagged goes to rejected.jsonl with a reason. Killed, the same command goes on.
     """
-    from tagpr_data.annotate import AnnotatingTeacher, Place, annotate_with_classifier, annotate_with_teacher
+    from tagpr_data.annotate import AnnotatingTeacher, annotate_with_classifier, annotate_with_teacher
     from tagpr_data.chat_server import ChatServer
+    from tagpr_data.engine import Engine
     from tagpr_data.records import Sampling
     from tagpr_data.tags import load_tagset
 
     grammar = load_tagset(tagset)
-    place = Place(engine, workers, address)
+    place = Engine(engine, workers, address)
     if (classifier is None) == (not base_url):
         raise InputError("give either --classifier CORPUS or --base-url ADDRESS and --model NAME")
     if classifier is not None:

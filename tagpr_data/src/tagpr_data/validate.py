@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagpr_data.dataset import Dataset
+from tagpr_data.engine import Engine
 from tagpr_data.errors import CheckFailed, InputError, TagprError
 from tagpr_data.records import CorpusManifest, PairsManifest, PreferencePair, ProfileItem, Record, Rejected, Trace
 from tagpr_data.row_checks import (
     ROW_CHECKS,
     SHOWN_ROWS,
     CheckResult,
-    Engine,
     check_rows,
     ephemeral_context,
     great_expectations,
