@@ -302,6 +302,10 @@ def test_the_command_looks_into_a_served_model_that_has_moved(run, served, tmp_p
     assert "warning: model trace is not the one the run recorded" in result.stderr
     found = read_json(tmp_path / "out" / "faithfulness.json", Faithfulness)
     assert other_models(found) == ["trace"]
+    bodies = [body for _, _, body in served.requests]
+    forced = [body["messages"][-1]["role"] == "assistant" for body in bodies]
+    assert 0 < sum(forced) < len(forced)
+    assert [body.get("continue_final_message", False) for body in bodies] == forced
     asked = len(served.requests)
     assert CliRunner().invoke(app, command).exit_code == 0
     assert len(served.requests) == asked
