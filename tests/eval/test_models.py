@@ -277,8 +277,8 @@ def test_specs_name_kind_and_place():
         ("knn", "baseline", "knn"),
         ("nn", "baseline", "knn"),
     ]
-    for wrong in ("gpt-4", "hf:", "=knn", "vllm:x"):
-        with pytest.raises(InputError, match=r"is unknown; known: hf:DIR_OR_ID, openai:NAME, majority"):
+    for wrong in ("gpt-4", "hf:", "=knn", "vllm:"):
+        with pytest.raises(InputError, match=r"is unknown; known: hf:DIR_OR_ID, openai:NAME, vllm:DIR_OR_ID, majority"):
             parse_spec(wrong)
 
 

@@ -5,16 +5,16 @@ import time
 import pytest
 
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.records import Message, Sampling
+from tagpr_data.records import Message
 from tagpr_data.tables import sha256_text
-from tagpr_eval.config import ServerOptions
+from tagpr_eval.config import Decoding, ServerOptions
 from tagpr_eval.models import Prompt
 from tagpr_eval.openai_chat import OpenAIModel
 
 
 def ask(server, count=6, sampling=None, into=None, **options):
     options = {"backoff_seconds": 0.01, "timeout_seconds": 5.0, "concurrency": 4, "retries": 4, **options}
-    model = OpenAIModel("tiny", sampling or Sampling(max_new_tokens=7), ServerOptions(base_url=server.url, **options))
+    model = OpenAIModel("tiny", sampling or Decoding(max_new_tokens=7), ServerOptions(base_url=server.url, **options))
     prompts = [Prompt((Message(role="user", content=f"question {n}"),), seed=n) for n in range(count)]
     found = {} if into is None else into
     model.generate(prompts, model.batches(prompts), lambda index, completion: found.update({index: completion}))
@@ -31,7 +31,7 @@ def assert_all_right(found, count=6):
 
 def test_requests_carry_the_prompt_the_sampling_and_the_key_of_the_environment(server, monkeypatch):
     monkeypatch.setenv("TOY_KEY", "s3cret")
-    sampling = Sampling(max_new_tokens=7, temperature=0.5, top_p=0.9, stop=("###",))
+    sampling = Decoding(max_new_tokens=7, temperature=0.5, top_p=0.9, stop=("###",))
     found = ask(server, 1, sampling, api_key_env="TOY_KEY")
     path, headers, body = server.requests[0]
     assert path == "/v1/chat/completions"
@@ -147,5 +147,5 @@ def test_addresses_that_cannot_be_are_refused():
         ("http://user:secret@localhost/v1", "must not carry"),
     ):
         with pytest.raises(InputError, match=message) as caught:
-            OpenAIModel("tiny", Sampling(), ServerOptions(base_url=url))
+            OpenAIModel("tiny", Decoding(), ServerOptions(base_url=url))
         assert "secret" not in str(caught.value)

@@ -52,7 +52,7 @@ class HfModel:
     """A model folder, a LoRA adapter folder, or a repository id of the Hub."""
 
     def __init__(self, place: str, sampling: Decoding, options: LocalOptions, chat: ChatOptions = _AS_IT_IS) -> None:
-        self.folder = _folder(place)
+        self.folder = model_folder(place)
         self.sampling = sampling
         self.options = options
         self.chat = chat
@@ -69,8 +69,8 @@ class HfModel:
     @cached_property
     def _identity(self) -> str:
         parts = {
-            "model": _files_hash(self.folder),
-            "base": _files_hash(self.base) if self.base else None,
+            "model": files_hash(self.folder),
+            "base": files_hash(self.base) if self.base else None,
             "chat": [self.chat.template, self.chat.thinking],
             "dtype": str(self._dtype),
             "batch": [self.options.batch_size, self.options.batch_tokens],
@@ -460,7 +460,7 @@ class _Row:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _folder(place: str) -> Path:
+def model_folder(place: str) -> Path:
     """Give the folder of a model; a repository id is looked up in the Hub's cache, then downloaded."""
     folder = Path(place)
     if folder.is_dir():
@@ -493,7 +493,7 @@ def _base_of_adapter(folder: Path) -> Path | None:
         raise InputError(f"{path}: base_model_name_or_path is empty; say there which model the adapter belongs to")
     inside = folder / base
     try:
-        return _folder(str(inside) if inside.is_dir() else base)
+        return model_folder(str(inside) if inside.is_dir() else base)
     except InputError as error:
         raise InputError(
             f"{path} names the base model {base}: {error}; put that model there (the embedded one: `tagpr-train "
@@ -501,7 +501,7 @@ def _base_of_adapter(folder: Path) -> Path | None:
         ) from None
 
 
-def _files_hash(folder: Path) -> str:
+def files_hash(folder: Path) -> str:
     """Hash the content of all files that decide answers, by their names."""
     files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
     entries = {path.name: sha256_file(path) for path in files if path.name not in _NOT_IDENTITY}

@@ -1,7 +1,8 @@
-"""What answers prompts: the two kinds of language model behind one protocol, and how a model is named.
+"""What answers prompts: the three kinds of language model behind one protocol, and how a model is named.
 
     hf:DIR_OR_ID       transformers, also a LoRA adapter folder          hf.py
     openai:NAME        any server with the OpenAI chat API               openai_chat.py
+    vllm:DIR_OR_ID     vLLM in this process, for GPUs                    vllm_model.py
     majority, knn, …   baselines that need no model                      baselines.py
 
 `NAME=hf:DIR` names the model NAME in every table.
@@ -81,7 +82,7 @@ class Spec:
     name: str
     """Name in tables: the part before `=`, or the whole."""
     kind: str
-    """`hf`, `openai` or `baseline`."""
+    """`hf`, `openai`, `vllm` or `baseline`."""
     place: str
     """Folder, repository id, served name or baseline."""
 
@@ -94,8 +95,8 @@ def parse_spec(text: str) -> Spec:
     if target in BASELINES:
         return Spec(name, "baseline", target)
     kind, _, place = target.partition(":")
-    if kind not in ("hf", "openai") or not place:
-        known = ", ".join(("hf:DIR_OR_ID", "openai:NAME", *BASELINES))
+    if kind not in ("hf", "openai", "vllm") or not place:
+        known = ", ".join(("hf:DIR_OR_ID", "openai:NAME", "vllm:DIR_OR_ID", *BASELINES))
         raise InputError(f"model {shorten(text)} is unknown; known: {known}, each also as NAME=…")
     return Spec(name, kind, place)
 
@@ -109,8 +110,12 @@ def open_model(spec: Spec, config: EvaluationConfig) -> Model:
     if "log-likelihood" in config.protocols:
         raise InputError(
             f"model {spec.name}: protocol log-likelihood needs the probabilities of given texts, which the chat API "
-            "of a server does not tell; use protocol generation, or the same model as hf:DIR_OR_ID"
+            "of a server, and vllm: here, do not tell; use protocol generation, or the same model as hf:DIR_OR_ID"
         )
+    if spec.kind == "vllm":
+        from tagpr_eval.vllm_model import VllmModel
+
+        return VllmModel(spec.place, config.sampling, config.local, config.chat)
     if config.chat.template is not None:
         raise InputError(
             f"model {spec.name}: a server puts prompts into its own chat template; start it with another one instead "
