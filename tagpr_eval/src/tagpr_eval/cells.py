@@ -5,6 +5,7 @@ same resamples of users. Price: scoring, about 0.2 ms a prediction; a metric is 
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -187,7 +188,11 @@ def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]
 def make_groups(runs: Sequence[Run]) -> list[Group]:
     """Score all runs and sort their cells by task and data. Raises InputError when there is no prediction."""
     found: dict[tuple[str, str, str], tuple[Task, list[Cell]]] = {}
-    names = [(run.name, model) for run in runs for model in run.predictions["model"].unique()]
+    homes = Counter(
+        (model, task, run.setting("split"), run.data_hash)
+        for run in runs
+        for model, task in run.predictions.select("model", "task").unique().iter_rows()
+    )
     for run in runs:
         evidence = (
             sample_scores.gather_evidence(run.dataset, run.predictions) if run.dataset else sample_scores.Evidence()
@@ -196,7 +201,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
         frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence)
         keys = ("task", "model", "retriever", "k", "style", "protocol")
         for (task, model, retriever, k, style, protocol), part in frame.group_by(keys, maintain_order=True):
-            is_shared = sum(name == model for _, name in names) > 1
+            is_shared = homes[str(model), str(task), run.setting("split"), run.data_hash] > 1
             shown = f"{model} ({run.name})" if is_shared else str(model)
             cell = Cell(run, shown, str(retriever), int(str(k)), str(style), str(protocol), part, evidence)
             key = (str(task), run.setting("split"), run.data_hash)

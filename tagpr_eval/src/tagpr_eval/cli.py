@@ -210,12 +210,16 @@ def report(
     reference: Annotated[str | None, typer.Option(help="Model that others are compared to; default: first.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
     max_samples: Annotated[int, typer.Option(help="Most samples in the sample browser.", min=0)] = 10_000,
+    audit: Annotated[list[Path] | None, typer.Option(help="audit.json of the data (`tagpr-data audit`).")] = None,
 ) -> None:
     """Write one page with scores, intervals, controls, failures and all samples of finished runs."""
+    from tagpr_data.records import Audit
+    from tagpr_data.tables import read_json
     from tagpr_eval.cells import load_runs
     from tagpr_eval.report import build, write_report
 
-    made = build(load_runs(runs, dataset), reference, max_samples)
+    audits = [read_json(path, Audit) for path in audit or ()]
+    made = build(load_runs(runs, dataset), reference, max_samples, audits)
     written = write_report(made, output)
     for finding in made.findings:
         typer.echo(finding.as_text())

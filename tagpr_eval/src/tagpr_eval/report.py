@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data.errors import InputError
+from tagpr_data.records import Audit
 from tagpr_data.tables import write_text
 from tagpr_eval import browser, report_faithfulness, report_plots, stats
 from tagpr_eval import report_tables as tables
@@ -76,8 +77,11 @@ class Report:
         return [table for section in self.sections for table in section.tables]
 
 
-def build(runs: Sequence[Run], reference: str | None = None, max_samples: int = 10_000) -> Report:
+def build(
+    runs: Sequence[Run], reference: str | None = None, max_samples: int = 10_000, audits: Sequence[Audit] = ()
+) -> Report:
     """Compute the report. `reference` is the model others are compared to; None takes the first that is no baseline.
+    `audits` are what `tagpr-data audit` found in the data.
 
     Raises InputError when there is nothing to report or `reference` did not run."""
     groups = make_groups(runs)
@@ -151,6 +155,13 @@ def build(runs: Sequence[Run], reference: str | None = None, max_samples: int = 
             "largest k of each model and retriever, and for no profile.",
             tuple(tables.slice_table(group) for group in groups),
             tuple(plot for group in groups for plot in report_plots.cold_start_plots(group)),
+        ),
+        Section(
+            "audit",
+            "Is the data clean?",
+            "What an audit of the data set found in each split, before any model was asked: what share of the examples "
+            "a question concerns.",
+            tuple(tables.audit_tables(audits)),
         ),
         Section("runs", "Runs", "What was run, on what, and how to repeat it.", (tables.context_table(runs),)),
     ]

@@ -5,8 +5,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tagpr_data.errors import InputError
+from tagpr_data.records import Audit
 from tagpr_eval import sample_scores, stats
-from tagpr_eval.cells import SEED, Cell, Group, Run, best_place, control_place, is_same_setting, largest_k, make_groups
+from tagpr_eval.cells import (
+    HASH_CHARACTERS,
+    SEED,
+    Cell,
+    Group,
+    Run,
+    best_place,
+    control_place,
+    is_same_setting,
+    largest_k,
+    make_groups,
+)
 from tagpr_eval.dialects import DIALECTS, compare_dialects
 from tagpr_eval.typeset import Column, Row, Table, Value
 
@@ -59,7 +71,36 @@ def headline_table(group: Group) -> Table:
     note = f"{group.source}; seeds pooled." + (
         f" {unscored} predictions have no gold answer and are not scored." if unscored else ""
     )
+    if partial := sorted({cell.run.name for cell in group.cells if cell.run.manifest.status != "complete"}):
+        note += f" PARTIAL: {', '.join(partial)} stopped at a limit, after the first examples of its draw."
     return Table(f"scores-{group.task.name}-{group.data_hash}", group.task.name, tuple(columns), tuple(rows), note)
+
+
+def audit_tables(audits: Sequence[Audit]) -> list[Table]:
+    """Give what audits of the data found, one table a split: a row per question and task."""
+    columns = (
+        Column("dataset", "Data set"),
+        Column("check", "Question"),
+        Column("task", "Task"),
+        Column("share", "Concerned", "share"),
+        Column("detail", "What was found"),
+        Column("ids", "First ids", is_printed=False),
+    )
+    tables: list[Table] = []
+    for audit in audits:
+        for split in audit.examples:
+            rows = [
+                Row((audit.dataset, row.check, row.task, (row.found, row.rows), row.detail or None, ", ".join(row.ids)))
+                for row in audit.rows
+                if row.split == split and row.rows
+            ]
+            note = f"{audit.dataset}, data {audit.dataset_hash[:HASH_CHARACTERS]}: {audit.examples[split]} examples."
+            title = f"{audit.dataset}: {split}"
+            if rows:
+                tables.append(
+                    Table(f"audit-{audit.dataset}-{split}-{audit.dataset_hash[:8]}", title, columns, tuple(rows), note)
+                )
+    return tables
 
 
 def lift_table(groups: Sequence[Group]) -> Table:

@@ -236,7 +236,9 @@ def _plan(config: EvaluationConfig) -> _Plan:
         if not any(row.task == name for row in examples):
             raise InputError(f"data set {config.dataset} has no example of task {name} in split {config.split}")
     prompter = Prompter(dataset, examples, pool, tagset, _encoder(config), config.chat.system_prompt)
-    questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in grid}
+    needs_prompts = any(spec.kind != "baseline" for spec in map(parse_spec, config.models))  # rules read none
+    asked = grid if needs_prompts else []
+    questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in asked}
     return _Plan(dataset, tagset, tasks, examples, grid, questions, prompter)
 
 
