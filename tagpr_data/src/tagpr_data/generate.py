@@ -315,6 +315,8 @@ class _Run:
         self.seed, self.judge, self.until_accepted, self.purse, self.journal = (
             seed, judge, until_accepted, purse, journal,
         )  # fmt: skip
+        # asked once: a revision that is a file's hash must not change under a run
+        self.teachers = [(plan.teacher.name, plan.teacher.revision) for plan in plans]
         self.watch: Callable[[Tally], object] = lambda tally: None
         self.say: Callable[[str], object] = lambda line: None
         self.profiles = Profiles(dataset, most=_PROFILES_HELD)
@@ -477,8 +479,9 @@ class _Run:
             )
         finally:
             self.purse.release(plan.price)
+        teacher, revision = self.teachers[index]
         candidate = Candidate(
-            id=identity, teacher=plan.teacher.name, teacher_revision=plan.teacher.revision, sampling=sampling,
+            id=identity, teacher=teacher, teacher_revision=revision, sampling=sampling,
             seed=seed, attempt=attempt, text=reply.text, finish_reason=reply.finish_reason,
             input_tokens=reply.input_tokens, output_tokens=reply.output_tokens,
             **{field: getattr(prompt, field) for field in _SHARED_FIELDS},
@@ -522,21 +525,21 @@ class _Run:
     def _identity(self, index: int, prompt: Prompt, attempt: int) -> tuple[str, int]:
         plan = self.plans[index]
         seed = derived_seed(self.seed, prompt.prompt_hash, str(attempt))
-        return attempt_id(prompt.prompt_hash, plan.teacher, plan.samplings[attempt], seed, attempt), seed
+        return attempt_id(prompt.prompt_hash, *self.teachers[index], plan.samplings[attempt], seed, attempt), seed
 
     def _forecast(self, pilot: Pilot, found: Counter[tuple[str, str]]) -> Forecast:
         rows = len({row for _, row in pilot.by_prompt})
         remaining: dict[int, int] = {}
-        for index, plan in enumerate(self.plans):
+        for index in range(len(self.plans)):
             answers = sum(usage.answers for (teacher, _), usage in pilot.by_prompt.items() if teacher == index)
-            there = found[plan.teacher.name, plan.teacher.revision] + len(pilot.seconds.get(index, ()))
+            there = found[self.teachers[index]] + len(pilot.seconds.get(index, ()))
             remaining[index] = max(0, round(answers / rows * self.count) - there)
         return forecast(pilot, self.count, remaining, self.until_accepted is not None)
 
 
-def attempt_id(prompt: str, teacher: Teacher, sampling: Sampling, seed: int, attempt: int) -> str:
+def attempt_id(prompt: str, teacher: str, revision: str, sampling: Sampling, seed: int, attempt: int) -> str:
     """Give the identity of one attempt: the hash of prompt, teacher, revision, sampling, seed and attempt."""
-    identity = [prompt, teacher.name, teacher.revision, sampling.model_dump(mode="json"), seed, attempt]
+    identity = [prompt, teacher, revision, sampling.model_dump(mode="json"), seed, attempt]
     return sha256_text(canonical_json(identity))
 
 
