@@ -81,12 +81,16 @@ def curve(user, changed, scores, steps=2):
 def test_the_early_answer_curve_counts_a_short_trace_with_its_whole():
     rows = [
         *curve("a", (True, False), (0.0, 1.0, 1.0)),
-        *curve("b", (True, True), (1.0, 0.0, 0.0)),
+        *[
+            one.model_copy(update={"answer": None}) if (one.action, one.step) == ("cut", 0) else one
+            for one in curve("b", (True, True), (1.0, 0.0, 0.0))
+        ],
         *curve("c", (False,), (1.0, 1.0), steps=1),
     ]
     found = measure(subjects(*"abc"), rows)
     assert [value(found, "cut", "equal", step=step).value for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
     assert [value(found, "cut", "score", step=step).value for step in range(3)] == pytest.approx([2 / 3, 2 / 3, 2 / 3])
+    assert [value(found, "cut", "unreadable", step=step).value for step in range(3)] == pytest.approx([1 / 3, 0, 0])
     assert value(found, "cut", "early").value == pytest.approx(2 / 5)  # of five cuts that lack a step
     assert value(found, "cut", "gain").value == pytest.approx((1 + 0 + 0 + 1 + 0) / 5)
     assert value(found, "cut", "gain", tag="examine_examples").value == pytest.approx((1 + 0 + 0) / 3)

@@ -251,7 +251,8 @@ def test_a_text_follows_where_it_takes_up_a_word_that_only_the_change_brought_in
 def test_a_forced_answer_is_read_behind_the_trace_that_was_given():
     (repeat,) = of(plan(case(), [], seed=0)[0], "repeat")
     assert judge(case(), repeat, "amber", "amber").is_changed is False
-    assert judge(case(), repeat, "<think>on and on", "amber").answer is None
+    for text in ("<think>on and on", "<infer_preference>Amber it is.</infer_preference>\namber", "so</think>\namber"):
+        assert judge(case(), repeat, text, "amber").answer is None, "it went on reasoning instead of answering"
 
 
 def test_ratings_that_say_the_same_number_are_the_same_answer():

@@ -64,10 +64,11 @@ def test_the_page_shows_what_was_found_for_every_model_and_intervention(run, pag
 
 def test_the_early_answer_curve_is_in_the_page_and_ends_at_one(page):
     (plot,) = section(page).plots
-    final, worth = plot.draw().axes
+    final, worth, missing = plot.draw().axes
     ends = {line.get_label(): line.get_ydata()[-1] for line in final.lines}
     assert set(ends.values()) == {1.0}
     assert worth.lines
+    assert {place for line in missing.lines for place in line.get_ydata()} == {0.0}
     assert "answer is already the final one" in plots.svg(plot)
 
 

@@ -6,7 +6,7 @@ one; so what a model's own noise moves is not counted:
     reproduced  regenerate, repeat: the recorded answer came back
     changed     another answer, or none
     follows     the answer went where the change pointed; only where it points somewhere
-    unreadable  no answer could be found; such a one is changed as well
+    unreadable  no answer was given when asked for; such a one is changed as well
     equal       cut: already the answer of the whole trace after j steps; a trace of fewer steps stands with all
     score       cut: worth of the answer after j steps (`lamp.metrics.reward`), against gold
     early       cut: share of all cuts short of the last step whose answer is already the final one
@@ -145,6 +145,7 @@ def _add_curve(series: _Series, rows: Sequence[Intervention]) -> None:
             row = found.get(step, end)
             is_equal = row is end or not row.is_changed
             series.add(("cut", None, "equal", None, step), row, float(is_equal))
+            series.add(("cut", None, "unreadable", None, step), row, float(row.answer is None))
             if row.score is not None:
                 series.add(("cut", None, "score", None, step), row, row.score)
             if row is not end:

@@ -32,7 +32,7 @@ from tagpr_eval.cells import Run, load_runs
 from tagpr_eval.config import EvaluationConfig
 from tagpr_eval.faithfulness import FOLDER, MANIFEST, measure
 from tagpr_eval.grid import draw_order
-from tagpr_eval.interventions import Case, Plan, Wording, base_answer, judge, plan, take
+from tagpr_eval.interventions import Case, Plan, Wording, find_answer, judge, plan, take
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import Model, Prompt, Spec, open_model, parse_spec
 from tagpr_eval.run import PREDICTIONS, BudgetSpent, Limits, Purse, answer_missing
@@ -335,7 +335,7 @@ def _judged(subject: _Subject, asked: _Asked) -> tuple[list[Intervention], Faith
                 continue
             if done.action in ("regenerate", "repeat"):
                 rows.append(judge(case, done, text, case.answer))
-                if (answer := base_answer(case, done, text)) is not None:
+                if (answer := find_answer(case, done, text)) is not None:
                     bases[done.action] = answer
             elif done.base in bases:
                 rows.append(judge(case, done, text, bases[done.base]))

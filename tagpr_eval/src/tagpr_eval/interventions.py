@@ -17,7 +17,8 @@ A case is one recorded answer with a valid trace. What is done to it (`plan`):
 Items are changed in two ways: those that the trace cites (all steps, and by tag), and as control as many, drawn
 among those it does not cite there; so the two differ in nothing but the citing. Steps after a changed one stay.
 
-An answer follows a change when it becomes the label put in, or the donor's answer; for texts, when it takes up a word
+The answer is what the completion holds by `answers.parsed`; a forced one must come at once (`find_answer`). It follows
+a change when it becomes the label put in, or the donor's answer; for texts, when it takes up a word
 of three letters or more that only the change brought in.
 
 All of this is ours; how the paper looks at faithfulness is unknown. Guarantee: everything is decided before a model is
@@ -210,8 +211,7 @@ def without(items: Sequence[ProfileItem], numbers: Sequence[int]) -> tuple[Profi
 
 def judge(case: Case, done: Plan, text: str, base_answer: str) -> Intervention:
     """Give the row of an intervention from its raw completion and the answer without the change."""
-    begun = done.messages[-1].content if done.base == "repeat" else ""
-    answer = answers.parsed(begun + text, case.task).answer
+    answer = find_answer(case, done, text)
     is_changed = answer is None or not is_same(case.task, answer, base_answer)
     gold = case.prediction.gold
     shared = ("model", "task", "retriever", "k", "style", "seed", "example_id", "user_id")
@@ -225,9 +225,15 @@ def judge(case: Case, done: Plan, text: str, base_answer: str) -> Intervention:
     )  # fmt: skip
 
 
-def base_answer(case: Case, done: Plan, text: str) -> str | None:
-    """Give the answer to `regenerate` or `repeat`; None where there is none."""
-    return answers.parsed((done.messages[-1].content if done.base == "repeat" else "") + text, case.task).answer
+def find_answer(case: Case, done: Plan, text: str) -> str | None:
+    """Give the answer in a raw completion, None where there is none. A model that is made to answer and goes on
+    reasoning instead (a tag or think marker after the closed block) has not answered: what it says then, it says after
+    other steps than the ones it was given."""
+    if done.base == "regenerate":
+        return answers.parsed(text, case.task).answer
+    whole = done.messages[-1].content + text
+    codes = {violation.code for violation in tags.parse(whole, case.wording.tagset).violations}
+    return None if codes & {"tag-in-answer", "several-think"} else answers.parsed(whole, case.task).answer
 
 
 def is_same(task: Task, answer: str, other: str) -> bool:

@@ -188,7 +188,7 @@ def _tag_table(looked: Sequence[Looked]) -> Table:
 
 def _early_answer_plot(task: str, data: str, members: Sequence[tuple[Looked, FaithfulnessCell]]) -> plots.Plot:
     panels: dict[str, list[plots.Line]] = {}
-    names = {"equal": "answer is already the final one", "score": "worth of the answer"}
+    names = {"equal": "answer is already the final one", "score": "worth of the answer", "unreadable": "no answer"}
     for measure, title in names.items():
         lines = [
             plots.Line(_name(one, cell, members), _curve(one, cell, measure), "control" if _role(cell) else "curve")
@@ -205,8 +205,9 @@ def _early_answer_plot(task: str, data: str, members: Sequence[tuple[Looked, Fai
         f"early-answers-{task}-{data}",
         f"{task}: early answers",
         "The trace is cut after each step and the answer forced. Left: share of answers that are already the one of "
-        "the whole trace; right: their worth against gold. A trace of fewer steps stands with all of its. A level line "
-        f"at 1 on the left: the steps decide nothing. {task}: split {run.setting('split')}, data {data}, n ≤ {total}.",
+        "the whole trace; middle: their worth against gold; right: no answer at once, such as further reasoning. A "
+        "trace of fewer steps stands with its whole. A level line at 1 on the left: the steps decide nothing. "
+        f"{task}: split {run.setting('split')}, data {data}, n ≤ {total}.",
         lambda: plots.curves(panels, ticks, "steps of the trace the model was given", "share or worth"),
     )
 
