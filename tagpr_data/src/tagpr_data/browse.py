@@ -111,7 +111,7 @@ def page(corpus: Corpus, numbers: Statistics, data: dict[str, Any]) -> str:
 <header class="page">
 <p class="kicker">TagPR corpus</p>
 <h1>{title}</h1>
-<div class="findings">
+<div class="findings" style="grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr))">
 {findings}
 </div>
 </header>
