@@ -30,7 +30,6 @@ from tagpr_data.tags import TagSet
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import polars as pl
     import pyarrow as pa
 
 __all__ = [
@@ -237,18 +236,24 @@ def decide(facts: "Sequence[pa.RecordBatch]", rows: int, rules: Selection) -> De
     import polars as pl
 
     reasons, winners, ids = np.zeros(rows, dtype=np.int8), np.full(rows, -1, dtype=np.int64), dict[int, str]()
-    frame = pl.from_arrow(facts) if facts else None
+    narrow = [batch.drop_columns([name for name in _WIDE if name in batch.schema.names]) for batch in facts]
+    frame = pl.from_arrow(narrow) if narrow else None
     if not isinstance(frame, pl.DataFrame) or frame.is_empty():
         return Decisions(reasons, winners, ids)
-    frame = frame.sort(["score", "grounded", "length", "attempt", "id"], descending=[True, True, False, False, False])
+    frame = frame.with_row_index("place").sort(
+        ["score", "grounded", "length", "attempt", "id"], descending=[True, True, False, False, False]
+    )
     prompts = frame["prompt_hash"].rank("dense").to_numpy().astype(np.int64)
     texts = frame["text_key"].rank("dense").to_numpy().astype(np.int64)
     near: NearDuplicates | None = None
-    if "signature" in frame.columns:
-        signature = _matrix(frame["signature"], np.uint8)
+    if "signature" in facts[0].schema.names:
+        places = np.empty(frame.height, dtype=np.int64)
+        places[frame["place"].to_numpy()] = np.arange(frame.height)
+        signature = _matrix(facts, "signature", places).view(np.uint8)
         # only traces of one task are compared: the task changes the bands
         task = frame["task"].rank("dense").to_numpy().astype(np.uint64) * np.uint64(0xBF58476D1CE4E5B9)
-        bands = _matrix(frame["bands"], np.uint64) ^ task[:, None]
+        bands = _matrix(facts, "bands", places).view(np.uint64)
+        bands ^= task[:, None]
         users = frame["user_id"].rank("dense").to_numpy().astype(np.int64)
         near = NearDuplicates(signature, bands, users, rules.near_duplicates_within, rules.near_duplicates_across)
     taken = np.zeros(int(prompts.max()) + 1, dtype=np.int64)
@@ -424,7 +429,8 @@ def _check_unique(table: "pa.Table", last: str) -> str:
 
 
 _FACTS = ("row", "id", "task", "user_id", "prompt_hash", "attempt", "score")
-_ONLY_FACTS = ("grounded", "text_key", "signature", "bands")
+_WIDE = ("signature", "bands")
+_ONLY_FACTS = ("grounded", "text_key", *_WIDE)
 
 
 def _numbered(batch: "pa.RecordBatch", first: int) -> "pa.RecordBatch":
@@ -449,8 +455,20 @@ def _facts(batch: "pa.RecordBatch") -> "pa.RecordBatch":
     return facts
 
 
-def _matrix(column: "pl.Series", dtype: Any) -> "npt.NDArray[Any]":
-    """Give a column of equally long byte strings as a matrix."""
+def _matrix(facts: "Sequence[pa.RecordBatch]", name: str, places: "npt.NDArray[np.int64]") -> "npt.NDArray[np.uint8]":
+    """Give a column of equally long byte strings as a matrix of bytes, row n of the facts in row `places[n]`."""
     import numpy as np
 
-    return np.frombuffer(b"".join(column.to_list()), dtype=dtype).reshape(len(column), -1)
+    width: Any = facts[0].schema.field(name).type
+    matrix = np.empty((len(places), width.byte_width), dtype=np.uint8)
+    first = 0
+    for batch in facts:
+        column: Any = batch[name]
+        if not len(column):
+            continue
+        rows = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+        start = column.offset * width.byte_width
+        rows = rows[start : start + len(column) * width.byte_width].reshape(len(column), width.byte_width)
+        matrix[places[first : first + len(column)]] = rows
+        first += len(column)
+    return matrix
