@@ -28,9 +28,11 @@ from tagpr_data.annotate import (
 from tagpr_data.budget import Limits
 from tagpr_data.chains import Fault, sentences, tagged, take_apart, untagged
 from tagpr_data.chat_server import ChatServer, ServerOptions
+from tagpr_data.engine import Engine
 from tagpr_data.errors import InputError
-from tagpr_data.records import AnnotatedChain, ChainRow, RejectedChain, Sampling
+from tagpr_data.records import AnnotatedChain, Candidate, ChainRow, CorpusManifest, RejectedChain, Sampling
 from tagpr_data.step_classifier import StepClassifier, best_labels, load, train
+from tagpr_data.tables import read_json
 from tagpr_data.tags import TagSet, load_tagset, parse
 
 _spec = spec_from_file_location("labelling_stub", Path(__file__).with_name("labelling_stub.py"))
@@ -233,6 +235,9 @@ def teacher(url: str, **options: Any) -> AnnotatingTeacher:
     return AnnotatingTeacher(ChatServer(ServerOptions(base_url=url, model="m", backoff_seconds=0.01, **options)))
 
 
+HERE = Engine(workers=1)
+
+
 def write_chains(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -254,7 +259,7 @@ def test_every_chain_is_annotated_or_in_the_ledger(tmp_path: Path, stub: Callabl
     ]
     server = stub()
     manifest = annotate_with_teacher(
-        write_chains(tmp_path / "chains.jsonl", given_rows), tmp_path / "out", teacher(server.url), TAGSET,
+        write_chains(tmp_path / "chains.jsonl", given_rows), tmp_path / "out", teacher(server.url), TAGSET, HERE,
         samplings=(Sampling(), Sampling(temperature=0.7)),
     )  # fmt: skip
     done = rows_of(tmp_path / "out/annotated.jsonl", AnnotatedChain)
@@ -278,7 +283,7 @@ def test_a_reply_that_cannot_be_used_is_asked_for_anew(tmp_path: Path, stub: Cal
     server = stub(bad_first=True)
     manifest = annotate_with_teacher(
         write_chains(tmp_path / "c.jsonl", [{"id": "a", "text": f"{CHAIN} prose.", "answer": "x"}]), tmp_path / "out",
-        teacher(server.url), TAGSET, samplings=(Sampling(), Sampling(temperature=0.7)),
+        teacher(server.url), TAGSET, HERE, samplings=(Sampling(), Sampling(temperature=0.7)),
     )  # fmt: skip
     assert (manifest.annotated, manifest.rejected) == (1, {})
     assert len({request["seed"] for request in server.requests}) == 2
@@ -288,13 +293,14 @@ def test_a_limit_ends_early_and_the_next_call_asks_only_for_the_rest(tmp_path: P
     server = stub()
     path = write_chains(tmp_path / "c.jsonl", [{"id": str(n), "text": f"Song {n}. {CHAIN}"} for n in range(6)])
     first = annotate_with_teacher(
-        path, tmp_path / "out", teacher(server.url), TAGSET, limits=Limits(max_samples=4), concurrency=1
+        path, tmp_path / "out", teacher(server.url), TAGSET, HERE, limits=Limits(max_samples=4), concurrency=1
     )
     assert (first.annotated, first.rejected, first.parameters["partial"]) == (4, {}, True)
-    whole = annotate_with_teacher(path, tmp_path / "out", teacher(server.url), TAGSET)
+    whole = annotate_with_teacher(path, tmp_path / "out", teacher(server.url), TAGSET, HERE)
     assert (whole.annotated, whole.parameters["partial"], len(server.requests)) == (6, False, 6)
 
 
+@pytest.mark.slow
 def test_killed_and_restarted_gives_the_same_bytes_and_asks_nothing_twice(
     tmp_path: Path, stub: Callable[..., Any]
 ) -> None:
@@ -327,6 +333,7 @@ def model(corpus_with_pairs: Path) -> StepClassifier:
     return train(corpus_with_pairs, TAGSET)
 
 
+@pytest.mark.slow
 def test_the_classifier_learns_the_corpus_and_is_a_file_of_numbers(
     corpus_with_pairs: Path, model: StepClassifier, tmp_path: Path
 ) -> None:
@@ -376,6 +383,7 @@ def test_the_likeliest_valid_tags_are_those_of_trying_all(
         assert total == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_classifier_gives_its_corpus_back(corpus_with_pairs: Path, model: StepClassifier, tmp_path: Path) -> None:
     """Traces without their tags, tagged anew: valid, the words unchanged, most tags as they were."""
     import polars as pl
@@ -386,7 +394,7 @@ def test_a_classifier_gives_its_corpus_back(corpus_with_pairs: Path, model: Step
         for row in traces.iter_rows(named=True)
     ]
     path = write_chains(tmp_path / "c.jsonl", bare)
-    manifest = annotate_with_classifier(path, tmp_path / "out", model, TAGSET)
+    manifest = annotate_with_classifier(path, tmp_path / "out", model, TAGSET, HERE)
     again = {row.id: row for row in rows_of(tmp_path / "out/annotated.jsonl", AnnotatedChain)}
     assert manifest.annotated == traces.height
     same = total = 0
@@ -399,13 +407,12 @@ def test_a_classifier_gives_its_corpus_back(corpus_with_pairs: Path, model: Step
     assert all(untagged(again[row["id"]].text, TAGSET) == row["text"] for row in bare)
 
 
-def test_attempts_come_back_as_candidates_of_their_own(
-    corpus_with_pairs: Path, model: StepClassifier, tmp_path: Path
+@pytest.mark.slow
+def test_attempts_come_back_as_candidates_and_make_a_corpus(
+    song_folder: Path, corpus_with_pairs: Path, model: StepClassifier, tmp_path: Path
 ) -> None:
-    from tagpr_data.records import Candidate
-
     path = corpus_with_pairs / "rejected/train.parquet"
-    annotate_with_classifier(path, tmp_path / "out", model, TAGSET)
+    annotate_with_classifier(path, tmp_path / "out", model, TAGSET, HERE)
     ledger = rows_of(tmp_path / "out/rejected.jsonl", RejectedChain)
     assert {row.reason for row in ledger} == {"has-markup"}  # they are tagged already
     import polars as pl
@@ -414,10 +421,30 @@ def test_attempts_come_back_as_candidates_of_their_own(
         pl.col("text").map_elements(lambda text: untagged(text, TAGSET), return_dtype=pl.String)
     )
     bare.write_parquet(tmp_path / "bare.parquet")
-    annotate_with_classifier(tmp_path / "bare.parquet", tmp_path / "out2", model, TAGSET)
+    annotate_with_classifier(tmp_path / "bare.parquet", tmp_path / "out2", model, TAGSET, HERE)
     made = rows_of(tmp_path / "out2/candidates.jsonl", Candidate)
     assert [row.parents for row in made] == [(key,) for key in bare["id"]]
     assert all(row.teacher.endswith("+classifier") and parse(row.text, TAGSET).is_valid for row in made)
+
+    from tagpr_data.cli import app
+
+    command = [
+        "select",
+        str(tmp_path / "out2/candidates.jsonl"),
+        "--output",
+        str(tmp_path / "corpus"),
+        "--workers",
+        "1",
+    ]
+    command += ["--dataset", str(song_folder)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 0, run.output
+    validated = CliRunner().invoke(
+        app, ["validate", str(tmp_path / "corpus"), "--dataset", str(song_folder), "--workers", "1"]
+    )
+    assert validated.exit_code == 0, validated.output
+    manifest = read_json(tmp_path / "corpus/manifest.json", CorpusManifest)
+    assert manifest.candidates == len(made)
 
 
 # Another language, all the way
@@ -444,6 +471,38 @@ def test_a_german_tag_set_goes_all_the_way(german: Path, tmp_path: Path, stub: C
     assert checked.exit_code == 0, checked.output
     grammar = CliRunner().invoke(app, ["tags", "grammar", "--format", "lark", "--tagset", str(german)])
     assert "größe_abwägen" in grammar.output
+
+
+@pytest.mark.slow
+def test_a_corpus_in_german_tags_validates(
+    german: Path, song_folder: Path, corpus_with_pairs: Path, tmp_path: Path, stub: Callable[..., Any]
+) -> None:
+    import polars as pl
+
+    from tagpr_data.cli import app
+
+    def labels(pieces: list[str]) -> list[str]:
+        return [*("beispiele_prüfen" if "[P" in piece else "überblick" for piece in pieces[:-1]), "schlussfolgerung"]
+
+    rows = pl.read_parquet(corpus_with_pairs / "traces/train.parquet")
+    bare = rows.select([name for name in rows.columns if name in Candidate.model_fields]).with_columns(
+        pl.Series("text", [untagged(text, TAGSET) for text in rows["text"]])
+    )
+    bare.write_parquet(tmp_path / "bare.parquet")
+    tail = ["--tagset", str(german), "--workers", "1"]
+    for command in (
+        ["annotate", str(tmp_path / "bare.parquet"), "--output", str(tmp_path / "out"), "--base-url",
+         stub(names=labels).url, "--model", "m", *tail],
+        ["select", str(tmp_path / "out/candidates.jsonl"), "--dataset", str(song_folder), "--output",
+         str(tmp_path / "korpus"), *tail],
+        ["validate", str(tmp_path / "korpus"), "--dataset", str(song_folder), *tail],
+    ):  # fmt: skip
+        run = CliRunner().invoke(app, command)
+        assert run.exit_code == 0, run.output
+    manifest = read_json(tmp_path / "korpus/manifest.json", CorpusManifest)
+    assert manifest.tagset == "deutsch-4"
+    assert manifest.candidates == rows.height
+    assert manifest.kept > rows.height / 2  # the default rules ask for a better score than the corpus' own
 
 
 # Wrong use

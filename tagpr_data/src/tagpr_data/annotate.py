@@ -103,7 +103,7 @@ def annotate_with_classifier(
     max_characters: int = MAX_CHARACTERS,
 ) -> AnnotationManifest:  # fmt: skip
     """Annotate a file of chains with a classifier's tags and write the folder `output`."""
-    _check_target(output)
+    check_target(output)
     with folder_lock(output):
         function = partial(annotated_batch, tagset=tagset, classifier=classifier, max_characters=max_characters)
         done = map_batches(
@@ -122,7 +122,7 @@ def annotate_with_teacher(
 ) -> AnnotationManifest:  # fmt: skip
     """Annotate a file of chains with a teacher's tags and write the folder `output`; a chain whose reply cannot be used
     is asked about once per sampling. Raises InputError or CheckFailed when the teacher fails."""
-    _check_target(output)
+    check_target(output)
     work = output / _WORK
     with folder_lock(output):
         with table_writer(work / "prompts.parquet", Prompt) as write:
@@ -398,9 +398,10 @@ def chains_as_dataset(folder: Path) -> Dataset:
     return Dataset(folder, manifest)
 
 
-def _check_target(output: Path) -> None:
+def check_target(output: Path) -> None:
+    """Raise InputError unless the folder is absent, empty, or one that was written here before."""
     if output.is_file():
-        raise InputError(f"{output} is a file; the annotation is a folder, give a name that is free")
+        raise InputError(f"{output} is a file; a folder is written, give a name that is free")
     found = {path.name for path in output.iterdir()} if output.is_dir() else set[str]()
     if found and _WORK not in found and "annotated.jsonl" not in found and found != {".lock"}:
         raise InputError(f"{output} holds something else (found {min(found)!r}); give a folder that is free")

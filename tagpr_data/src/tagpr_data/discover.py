@@ -26,7 +26,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from tagpr_data.annotate import AnnotatingTeacher, chains_as_dataset
+from tagpr_data.annotate import AnnotatingTeacher, chains_as_dataset, check_target
 from tagpr_data.budget import FREE, NO_LIMITS, Limits, Price
 from tagpr_data.chains import MAX_CHARACTERS, Fault, read_chains, sentences, take_apart
 from tagpr_data.errors import InputError, shorten
@@ -106,6 +106,7 @@ def discover_tags(
     groups: number of groups; None lets the silhouette decide. min_share: kept are groups with at least this share of
     the sentences. Raises InputError when too few labels came back to make groups of.
     """
+    check_target(output)
     work = output / ".work"
     with folder_lock(output):
         with table_writer(work / "prompts.parquet", Prompt) as write:
