@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MEMBERS := $(wildcard tagpr_*/pyproject.toml)
 
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test check bench schemas clean
+.PHONY: help install install-dev demo test test-server check bench schemas clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -73,6 +73,11 @@ check: .venv/.installed-dev  ## The quick loop: the same without the slow tests 
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	@$(BIN)/pyright & types=$$!; $(BIN)/pytest -q -m 'not slow'; tests=$$?; wait $$types && exit $$tests
+
+# Opt-in: a real server with a small model; tagpr_eval/README.md has the commands that start one.
+TAGPR_SERVER_URL ?= http://127.0.0.1:8765/v1
+test-server: .venv/.installed-dev  ## Evaluation and teacher against a running server (TAGPR_SERVER_URL).
+	TAGPR_SERVER_URL=$(TAGPR_SERVER_URL) $(BIN)/pytest -q tests/eval/test_real_server.py
 
 bench: .venv/.installed-dev  ## The speed claims of the README, each side by side in one run (a quiet machine, please).
 	@for script in tests/bench/bench_*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
