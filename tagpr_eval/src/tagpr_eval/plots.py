@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PALETTE = ("#2f7f86", "#c2703d", "#7a68b3", "#5f8f3e", "#b9507c", "#3f78c0", "#9a8435", "#7b7f86")
 """Colours of the series: readable on white and on near-black."""
+_LEVEL_DASHES = ((6, 2), (1, 1.5), (6, 2, 1, 2), (2.5, 2), (6, 2, 1, 2, 1, 2))
 _INK, _RULE = "#010203", "#040506"
 """Stand-ins that the page replaces by its own colours."""
 _SETTINGS: dict[Any, Any] = {
@@ -56,7 +57,7 @@ class Line:
     points: tuple[tuple[str, Estimate], ...]
     """(place on the x axis, score) in order."""
     kind: Literal["curve", "control", "level"] = "curve"
-    """control: dotted. level: one score for every x, drawn as a dashed line with its interval as a band."""
+    """control: dotted. level: one score for every x, a grey line; each has its own dashes."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
 
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    names = list(dict.fromkeys(line.name for lines in panels.values() for line in lines))
-    colours = {name: PALETTE[place % len(PALETTE)] for place, name in enumerate(names)}
-    figure = Figure(figsize=(3.4 * columns + 0.6, 2.7 * rows + 0.5), layout="constrained")
+    every = [line for lines in panels.values() for line in lines]
+    names = list(dict.fromkeys(line.name for line in every if line.kind != "level"))
+    colours = {name: PALETTE[place % (len(PALETTE) - 1)] for place, name in enumerate(names)}
+    levels = list(dict.fromkeys(line.name for line in every if line.kind == "level"))
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -93,8 +96,15 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
         axes.set_axisbelow(True)
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.4, len(ticks) - 0.6)
-        for place, line in enumerate(lines):
-            handle = _line(axes, line, ticks, colours[line.name], place - (len(lines) - 1) / 2)
+        for line in lines:
+            if line.kind == "level":
+                dashes = _LEVEL_DASHES[levels.index(line.name) % len(_LEVEL_DASHES)]
+                value = line.points[0][1].value
+                handle = axes.axhline(value, color=PALETTE[-1], linewidth=1.1, linestyle=(0, dashes), zorder=1)
+                shown.setdefault(line.name, handle)
+        series = [line for line in lines if line.kind != "level"]
+        for place, line in enumerate(series):
+            handle = _line(axes, line, ticks, colours[line.name], place - (len(series) - 1) / 2)
             shown.setdefault(line.name, handle)
     for axes in grid[:, 0]:
         axes.set_ylabel(y_label)
@@ -146,12 +156,9 @@ def _line(axes: "Axes", line: Line, ticks: Sequence[str], colour: str, offset: f
     """Draw a series; give what stands for it in the legend."""
     places = [ticks.index(tick) + 0.05 * offset for tick, _ in line.points]
     values = [found.value for _, found in line.points]
-    dashes = {"curve": "-", "control": (0, (1.2, 1.6)), "level": (0, (5, 3))}[line.kind]
-    style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "linestyle": dashes}
-    if line.kind == "level":
-        found = line.points[0][1]
-        axes.axhspan(found.low, found.high, color=colour, alpha=0.08, linewidth=0)
-        return axes.axhline(found.value, **(style | {"linewidth": 1.1}))
+    style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "linestyle": "-"}
+    if line.kind == "control":
+        style["linestyle"] = (0, (1.2, 1.6))
     (handle,) = axes.plot(places, values, **style, marker="o", markersize=3.5)
     lows, highs = [found.low for _, found in line.points], [found.high for _, found in line.points]
     axes.vlines(places, lows, highs, color=colour, linewidth=1.0, alpha=0.55)

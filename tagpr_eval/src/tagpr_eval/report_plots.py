@@ -33,8 +33,9 @@ def score_plots(group: Group) -> list[plots.Plot]:
         plots.Plot(
             f"score-by-k-{group.task.name}-{group.data_hash}",
             f"{group.task.name}: {metric} by k",
-            f"Parsed answers, 95 % intervals, {better} is better. Dotted: a wrong user's items. Dashed, with band: "
-            f"rules that need no model. {group.source}, n = {max(value.n for value in found)}.",
+            f"Parsed answers, 95 % intervals, {better} is better. Dotted: a wrong user's items. Grey: rules that "
+            f"need no model and read the whole profile; their intervals stand in the table. "
+            f"{group.source}, n = {max(value.n for value in found)}.",
             lambda: plots.curves(panels, ticks, "profile items in the prompt (k)", f"{metric} ({better} is better)"),
         )
     ]
