@@ -212,7 +212,7 @@ def served(config: CorpusConfig, server: StubServer, out: Path, **options: Any) 
         type="openai", base_url=server.url, model="stub", backoff_seconds=0.01, timeout_seconds=0.5,
         **{"concurrency": 3, "retries": 20, **options},
     )  # fmt: skip
-    return config.model_copy(update={"teacher": teacher, "output": out})
+    return config.model_copy(update={"teacher": (teacher,), "output": out})
 
 
 def misbehave(number: int, body: dict[str, Any]) -> Behaviour:

@@ -86,8 +86,8 @@ def test_users_are_drawn_where_the_data_set_holds_none_out(songs: Dataset) -> No
 
 
 def test_a_real_corpus_gives_pairs_by_metric_and_by_profile(songs: Dataset, song_config: CorpusConfig) -> None:
-    build(song_config.model_copy(update={"attempts": 2, "teacher": song_config.teacher.model_copy(
-        update={"hindsight": False})}))  # fmt: skip
+    build(song_config.model_copy(update={"attempts": 2, "teacher": (song_config.teacher[0].model_copy(
+        update={"hindsight": False}),)}))  # fmt: skip
     from tagpr_data.pairs import _read_corpus
 
     manifest, attempts = _read_corpus(song_config.output, songs)

@@ -19,7 +19,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tagpr_data import generate, prompts, select, tables, tags, validate
 from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Price, read_prices
@@ -149,6 +149,11 @@ class ServedTeacherConfig(ServerOptions, Attempts):
 TeacherConfig = Annotated[ScriptedTeacherConfig | ServedTeacherConfig, Field(discriminator="type")]
 
 
+def _listed(teacher: Any) -> Any:
+    """Give one teacher as a list of one, so that `[teacher]` reads like `[[teacher]]`."""
+    return teacher if isinstance(teacher, (list, tuple)) else (teacher,)
+
+
 class CorpusConfig(Config):
     """How one corpus is built. Relative paths are taken from the working directory."""
 
@@ -178,7 +183,9 @@ class CorpusConfig(Config):
     """How prompts are built."""
     tagset: Path | None = None
     """Tag-set file; None is the shipped one."""
-    teacher: TeacherConfig | Annotated[tuple[TeacherConfig, ...], Field(min_length=1)] = ScriptedTeacherConfig()
+    teacher: Annotated[tuple[TeacherConfig, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+        ScriptedTeacherConfig(),
+    )
     """Who writes the traces: one table `[teacher]`, or several `[[teacher]]`."""
     sampling: Sampling = Sampling()
     """How teachers sample."""
@@ -195,11 +202,6 @@ class CorpusConfig(Config):
     """Everything random derives from it."""
     html_report: bool = True
     """Whether validation writes HTML data docs beside its JSON; costs a few seconds."""
-
-    @property
-    def teachers(self) -> tuple[ScriptedTeacherConfig | ServedTeacherConfig, ...]:
-        """The teachers, at least one."""
-        return self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -287,7 +289,7 @@ def teacher_plans(
     """Give the teachers of a config with their attempts. Raises InputError for a served model without a price where
     the cost is limited."""
     plans: list[TeacherPlan] = []
-    for teacher in config.teachers:
+    for teacher in config.teacher:
         attempts = teacher.attempts or len(teacher.temperatures) or config.attempts
         ladder = teacher.temperatures or (config.sampling.temperature,)
         samplings = tuple(
@@ -707,7 +709,7 @@ def _selection_code() -> list[str]:
 
 def _priced(config: CorpusConfig, prices: Mapping[str, Price]) -> dict[str, Any]:
     """Give the prices of the teachers for the manifest, by teacher name; nothing where none are known."""
-    served = [teacher for teacher in config.teachers if isinstance(teacher, ServedTeacherConfig)]
+    served = [teacher for teacher in config.teacher if isinstance(teacher, ServedTeacherConfig)]
     known = {teacher.model: list(prices[teacher.model]) for teacher in served if teacher.model in prices}
     return {"prices": known} if known else {}
 
@@ -725,8 +727,8 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     settings = config.model_dump(
         mode="json", exclude={"name", "dataset", "output", "tagset", "html_report", "teacher", "prices"}
     )
-    teachers = [teacher.model_dump(mode="json", exclude=reached) for teacher in config.teachers]
-    settings["teacher"] = teachers if isinstance(config.teacher, tuple) else teachers[0]
+    teachers = [teacher.model_dump(mode="json", exclude=reached) for teacher in config.teacher]
+    settings["teacher"] = teachers if len(teachers) > 1 else teachers[0]
     rules = settings["selection"]
     rules["contamination"] = [folder.name for folder in config.selection.contamination]
     rules |= {key: Path(rules[key]).name for key in ("leak_phrases", "names") if rules[key] is not None}

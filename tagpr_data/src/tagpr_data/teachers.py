@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,7 +142,7 @@ class ServedTeacher:
         """The model's name, with `-hindsight` where it is told the gold answer."""
         return self._server.options.model + _suffix(self._hindsight, self._blind_attempts)
 
-    @cached_property
+    @property
     def revision(self) -> str:
         """The stated revision of the model and a hash of what it is told besides the assignment: grammar, hint, further
         fields of the request, and whether the server enforces the grammar."""
