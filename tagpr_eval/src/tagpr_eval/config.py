@@ -59,7 +59,8 @@ class ChatOptions(Config):
             try:
                 read[name] = Path(path).read_text(encoding="utf-8").strip("\n" if name == "system_prompt" else "")
             except (OSError, UnicodeDecodeError, TypeError) as error:
-                raise ValueError(f"{name}_file {path!r} cannot be read: {error}") from None
+                reason = error.strerror if isinstance(error, OSError) else error
+                raise ValueError(f"{name}_file {str(path)!r} cannot be read: {reason}") from None
         return read
 
 
