@@ -146,3 +146,23 @@ def test_zip_files_are_read_and_never_unpacked(avocado, tmp_path):
     places = find_mails(avocado)
     assert read_mail(places["escape.txt"]).subject == "outside"
     assert not list(tmp_path.rglob("escape.txt"))
+
+
+def test_a_folder_as_downloaded_is_imported_with_all_its_splits(avocado, tmp_path):
+    paths = [published(tmp_path, question("1")), published(tmp_path, question("2"), split="dev")]
+    fill(paths, avocado, tmp_path / "LaMP_6/train")
+    (tmp_path / "LaMP_6/dev").mkdir()
+    for name in ("dev_questions.json", "dev_outputs.json"):
+        (tmp_path / "LaMP_6/train" / name).rename(tmp_path / "LaMP_6/dev" / name)
+    command = ["import", "lamp", str(tmp_path / "LaMP_6"), "--task", "LaMP-6", "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0 and "2 examples" in done.stdout
+    opened = Dataset.load(tmp_path / "out")
+    assert {split: [row.id for row in opened.examples(split)] for split in opened.splits} == {
+        "train": ["1"],
+        "validation": ["2"],
+    }
+    with pytest.raises(InputError, match="has no question file"):
+        CliRunner().invoke(app, ["import", "lamp", str(avocado), *command[3:]], catch_exceptions=False)
+    with pytest.raises(InputError, match="either the folder DIR"):
+        CliRunner().invoke(app, ["import", "lamp", *command[3:]], catch_exceptions=False)

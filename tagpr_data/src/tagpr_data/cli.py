@@ -161,16 +161,32 @@ def prompts_command(
 @import_app.command("lamp")
 def import_lamp_command(
     task: LampTask,
-    questions: LampQuestions,
     output: Annotated[Path, typer.Option(help="Data set folder to write.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A task's folder as downloaded: all its splits are taken.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="LaMP question file, instead of DIR.")] = None,
     outputs: Annotated[Path | None, typer.Option(help="LaMP output file with the golds; none for test.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation (LaMP's dev) or test.")] = "validation",
+    split: Annotated[
+        str, typer.Option(help="train, validation (LaMP's dev) or test; with --questions.")
+    ] = "validation",
 ) -> None:
-    """Write a LaMP question file and its golds as a data set folder."""
-    from tagpr_data.lamp.convert import import_lamp
+    """Write LaMP question files and their golds as a data set folder.
 
-    with _progress_over(questions, "importing") as on_bytes:
-        manifest = import_lamp(task, questions, outputs, output, split, on_bytes)
+    Example: tagpr-data import lamp lamp/time/LaMP_3 --task LaMP-3 --output runs/lamp3
+    """
+    from tagpr_data.lamp.convert import import_lamp, import_lamp_files, published_files
+
+    if (folder is None) == (questions is None):
+        raise InputError("give either the folder DIR of a task, or --questions FILE")
+    if folder is not None:
+        if outputs is not None:
+            raise InputError("--outputs goes with --questions; a folder DIR has its outputs beside its questions")
+        manifest = import_lamp_files(task, published_files(folder), output)
+    else:
+        assert questions is not None
+        with _progress_over(questions, "importing") as on_bytes:
+            manifest = import_lamp(task, questions, outputs, output, split, on_bytes)
     rows = sum(entry.rows for name, entry in manifest.files.items() if name.startswith("examples/"))
     typer.echo(f"{output}: {rows} examples of {manifest.users} users, content {manifest.content_hash[:12]}")
 

@@ -71,6 +71,23 @@ def import_lamp(
     return import_lamp_files(task, {splits[split]: (questions, outputs)}, folder, on_bytes)
 
 
+def published_files(folder: Path) -> dict[Split, tuple[Path, Path | None]]:
+    """Give the (questions, outputs) of each split below a folder as `download lamp` leaves it for one task, for example
+    `lamp/time/LaMP_3`. Outputs are None where there are none. Raises InputError when it has no question file."""
+    names: dict[Split, str] = {"train": "train", "validation": "dev", "test": "test"}
+    found: dict[Split, tuple[Path, Path | None]] = {}
+    for split, name in names.items():
+        for place in (folder / name, folder):
+            questions, outputs = place / f"{name}_questions.json", place / f"{name}_outputs.json"
+            if questions.is_file():
+                found[split] = (questions, outputs if outputs.is_file() else None)
+                break
+    if not found:
+        wanted = ", ".join(f"{name}/{name}_questions.json" for name in names.values())
+        raise InputError(f"{folder} has no question file; expected one of {wanted}")
+    return found
+
+
 def import_lamp_files(
     task: str,
     files: Mapping[Split, tuple[Path, Path | None]],
