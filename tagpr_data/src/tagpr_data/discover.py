@@ -10,8 +10,8 @@ in groups that the proposal keeps), and the stability (adjusted Rand index betwe
 resamples of the chains; near 1: another sample gives the same groups).
 
 Guarantee: the same labels give the same proposal; replies are journalled as in `generate`. Price: one question a
-chain; groups cost time and memory with the square of the distinct labels (5,000: 200 MB). TF-IDF sees no synonyms:
-"weighs options" and "compares alternatives" stay two groups for a person to merge. It was taken over sentence
+chain; groups cost time and memory with the square of the distinct labels (5,000: matrices of 200 MB). TF-IDF sees no
+synonyms: "weighs options" and "compares alternatives" stay two groups for a person to merge. It was taken over sentence
 vectors because it needs neither torch nor a download and works in any language. Method and wording are ours.
 """
 

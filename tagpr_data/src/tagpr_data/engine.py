@@ -7,8 +7,8 @@ only as results are taken, so memory does not grow with their number; a failure 
 process that outlives this one ends itself. On Ray, what ran or lay on a node that was lost is run again, so the
 function must give the same rows for the same batch.
 
-Price: a batch and its result are copied to another process and back (about 1 GB/s; batches of 1,000 to 10,000 rows hide
-it), the function is pickled once per worker, and a worker's start costs one Python and its imports, about a second.
+Price: a batch and its result are copied to another process and back (batches of 1,000 to 10,000 rows hide it), the
+function is pickled once per worker, and a worker's start costs one Python and its imports, about a second.
 At most two batches per worker are under way. One local worker, or a single batch, works in this process and
 costs nothing.
 

@@ -2,8 +2,8 @@
 
 It sees the words of a sentence and of the one before, where it stands in the chain, and how many items it cites.
 Guarantee: the same corpus gives the same weights on the same machine; the model is one JSON file, which builds numbers
-and runs nothing. How good it is, is measured on a fifth of the users that it was not trained on. Price: about 20 s
-and 300 MB for 100,000 sentences, one core; some 10,000 sentences/s after that. It knows the phrasing of its corpus:
+and runs nothing. How good it is, is measured on a fifth of the users that it was not trained on. Price: about 7 s of
+one core for 39,000 sentences (7b4c8e0, loaded machine); 1.5 MB on disk. It knows the phrasing of its corpus:
 on chains of another writer trust it as far as a look at them says. Needs scikit-learn (the extra `tagging`).
 """
 
