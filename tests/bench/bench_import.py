@@ -3,11 +3,10 @@ rank_bm25, tokenisation included.
 
     .venv/bin/python tests/bench/bench_import.py [--examples 2500] [--items 185] [--official-examples 40] [--json]
 
-The file is generated: review texts of made-up words, lengths and word frequencies like those of LaMP-3 (160 bytes of
-JSON a word-poor item, 840 a mean one; 400 MB in all). Each side of the import runs in a process of its own, in turn,
-twice, and the faster time counts; memory is the process's peak. The other side is
-the plain way to the same end: json.load, two pandas frames, to_parquet; its time without the latter is told too.
-rank_bm25 takes hours over all and is timed on a part, ours on the same part and all.
+The file is generated: review texts of made-up words, some 900 bytes of JSON an item, 400 MB in all. Each side of the
+import runs in a process of its own, in turn, twice, and the faster time counts; memory is the process's peak. The other
+side is the plain way to the same end: json.load, two pandas frames, to_parquet; its time without the latter is told
+too. rank_bm25 is timed on a part only, ours on the same part and on all.
 Exit code 1 when a figure misses its claim.
 """
 
