@@ -22,7 +22,8 @@ collect_ignore = [
 
 
 SLOW_MODULES = {
-    "test_ablate", "test_build", "test_chat_server", "test_encoders", "test_events", "test_generate_cli", "test_lighteval", "test_life",
+    "test_ablate", "test_build", "test_chat_server", "test_encoders", "test_events",
+    "test_generate_cli", "test_lighteval", "test_life",
     "test_models", "test_prmu_eval", "test_prmu_fit", "test_publish", "test_report", "test_report_page", "test_rl",
     "test_rl_scores", "test_run", "test_sft", "test_validate",
 }  # fmt: skip
