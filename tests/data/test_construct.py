@@ -1,12 +1,13 @@
 """construct.py: the time split never looks ahead, users keep their split, the seed decides every draw."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagpr_data.construct import Event, SplitOptions, histories
+from tagpr_data.construct import Event, SplitOptions, histories, joint_histories
 from tagpr_data.dataset import write_dataset
 from tagpr_data.dates import interval
 from tagpr_data.records import Task
@@ -105,6 +106,71 @@ def test_no_profile_reaches_the_date_of_its_example(rows, min_earlier, seed, spl
         earlier = [e for e in own if e.moment < interval(example.date)[0]]
         assert {item.item_id for item in shown} == {e.event_id for e in earlier}
         assert len(shown) >= min_earlier
+
+
+OTHER = TASK.model_copy(update={"name": "other"})
+
+
+def test_an_event_is_in_one_split_for_all_tasks_that_ask_about_it():
+    both, own = history(length=14), [event("u1", second) for second in (20, 21, 22)]
+    result = joint_histories([(TASK, both), (OTHER, both + own)], SplitOptions())
+    assert {split: [example.id for example in result.examples[split]] for split in ("test", "validation")} == {
+        "test": ["toy/u1/012", "toy/u1/013", "other/u1/021", "other/u1/022"],
+        "validation": ["toy/u1/010", "toy/u1/011", "other/u1/011", "other/u1/020"],
+    }  # 12 and 13 are test of toy, so other takes 20 and then 11 for validation
+    assert [example.id.split("/")[-1] for example in result.examples["train"]] == [
+        *("005", "006", "007", "008", "009"),
+        *("005", "006", "007", "008", "009"),
+    ]
+    assert result.skipped == {"other: held out by another task": 3}  # 10, 12 and 13
+
+
+def test_a_held_out_user_is_held_out_for_all_tasks():
+    events = [e for n in range(10) for e in history(f"u{n}")]
+    more = events + history("u10") + history("u11", 3)
+    for options in (SplitOptions(test_users=0.3), SplitOptions(split="user", test_users=0.3, validation_users=0.3)):
+        result = joint_histories([(TASK, events), (OTHER, more)], options)
+        trained = {example.user_id for example in result.examples["train"]}
+        cold = {example.user_id for example in result.examples["test"]} - trained
+        assert len(cold) == 3
+        assert len(trained) == (8 if options.split == "time" else 5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20), st.booleans(), st.booleans()), max_size=40),
+    st.integers(1, 3),
+    st.sampled_from(["time", "user"]),
+)
+def test_no_event_is_in_two_splits_and_each_task_keeps_the_order_of_time(rows, held_out, split):
+    events = [event(user, second, number) for number, (user, second, _, _) in enumerate(rows)]
+    asked = [
+        (TASK, [e for e, row in zip(events, rows, strict=True) if row[2]]),
+        (OTHER, [e for e, row in zip(events, rows, strict=True) if row[3]]),
+    ]
+    options = SplitOptions(split=split, min_history=1, min_earlier=1, held_out=held_out, train_cap=None, test_users=0.3)
+    result = joint_histories(asked, options)
+    splits = {}
+    for name, examples in result.examples.items():
+        for example in examples:
+            splits.setdefault(example.id.partition("/")[2], set()).add(name)
+    assert all(len(names) == 1 for names in splits.values())
+    moments = {event.event_id: event.moment for event in events}
+    for profile in {example.profile_id for examples in result.examples.values() for example in examples}:
+        latest = -1.0
+        for name in ("train", "validation", "test"):
+            own = [moments[e.id.split("/")[-1]] for e in result.examples[name] if e.profile_id == profile]
+            assert min(own, default=latest) >= latest
+            latest = max(own, default=latest)
+
+
+def test_an_event_that_is_not_askable_is_only_an_item():
+    events = history(length=12)
+    events[11] = replace(events[11], is_askable=False)
+    events[10] = replace(events[10], is_askable=False)
+    result = histories(TASK, events, SplitOptions())
+    assert places(result, "test") == [("008", 8), ("009", 9)]
+    assert places(result, "train") == [("005", 5)]
 
 
 def test_the_result_passes_the_checks_of_the_writer(tmp_path):

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from tagpr_data.audit import audit
 from tagpr_data.cli import app
 from tagpr_data.construct import SplitOptions
 from tagpr_data.dataset import Dataset
@@ -156,6 +157,40 @@ def test_authors_are_merged_by_name_numbered_by_first_date_and_kept_out_of_texts
     assert component[1].text == f"{LONG} Found by someone and by Will."
 
 
+def test_a_subject_that_an_earlier_commit_of_the_user_holds_is_not_asked():
+    _, subject, skipped = events(
+        commit(1, subject="mi: Fix the cursor in the corner"),
+        commit(2, "Bo Reed <b@example.org>", "mi: fix the cursor in the corner"),  # another user's does not count
+        commit(3, subject="mi: fix the cursor: in the corner!"),
+        commit(4, subject="os: Drop it", body=LONG + "\nSee also 'xkb: say hello to keys'."),
+        commit(5, subject="xkb: say hello to keys"),
+        commit(6, subject="os: Drop"),  # two words stand anywhere
+        commit(7, subject="mi: Fix the cursor in the corners"),
+    )
+    assert [event.output for event in subject if not event.is_askable] == [
+        "mi: fix the cursor: in the corner!", "xkb: say hello to keys",
+    ]  # fmt: skip
+    assert skipped == {"xorg-subject: subject stands in an earlier commit of the user": 2}
+
+
+def test_a_commit_is_in_one_split_for_both_tasks(tmp_path):
+    path = tmp_path / "log.txt"
+    commits = [
+        commit(n, subject=f"{'mi' if n < 30 else 'randr'}: {n}", body=f"{LONG} {n} " + "word " * n) for n in range(40)
+    ]
+    path.write_bytes(log(*commits))  # the last ten are no component questions
+    xorg.construct(tmp_path / "out", file=path)
+    opened = Dataset.load(tmp_path / "out")
+    commits_of = {
+        split: {example.id.split("/")[-1] for example in opened.examples(split)}
+        for split in ("train", "validation", "test")
+    }
+    assert commits_of["test"] == {"c00029", "c00030", "c00039", "c00040"}
+    assert commits_of["validation"] == {"c00027", "c00028", "c00037", "c00038"}
+    assert not commits_of["train"] & (commits_of["test"] | commits_of["validation"])
+    assert not [row for row in audit(opened).rows if row.check == "near-duplicate-across-splits" and row.found]
+
+
 def test_the_data_set_holds_both_tasks_and_no_name(tmp_path, log_file):
     manifest = xorg.construct(tmp_path / "out", file=log_file)
     opened = Dataset.load(tmp_path / "out")
@@ -249,6 +284,8 @@ def test_the_real_log_gives_what_was_measured_on_it(tmp_path):
     assert 17_500 < manifest.parameters["commits"] < 18_500
     assert 60 < manifest.users < 100
     opened = Dataset.load(tmp_path / "out")
+    leaks = ("gold-in-profile", "near-duplicate-across-splits")
+    assert not [row for row in audit(opened).rows if row.check in leaks and row.found]
     train = [example for example in opened.examples("train") if example.task == "xorg-component"]
     assert {example.output for example in train} == set(xorg.COMPONENTS)
     hits: Counter[str] = Counter()

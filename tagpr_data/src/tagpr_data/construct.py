@@ -7,7 +7,7 @@ Each history is stored once, as long as the longest look-back needs. Pure: no fi
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,6 +33,8 @@ class Event:
     text: str
     title: str | None = None
     label: str | None = None
+    is_askable: bool = True
+    """False: never an example, only an item of later examples' profiles."""
 
 
 class SplitOptions(Config):
@@ -80,16 +82,37 @@ def histories(task: Task, events: Iterable[Event], options: SplitOptions) -> His
     Profiles are named `TASK/USER`, examples `TASK/USER/EVENT`. Events of users with too short a history are counted
     as `TASK: user with fewer than N`. Depends on the events, not on their order.
     """
-    by_user: dict[str, list[Event]] = {}
-    for event in events:
-        by_user.setdefault(event.user_id, []).append(event)
-    kept = [user for user, own in by_user.items() if len(own) >= options.min_history]
+    return joint_histories([(task, events)], options)
+
+
+def joint_histories(asked: Iterable[tuple[Task, Iterable[Event]]], options: SplitOptions) -> Histories:
+    """Give the same for several tasks that ask about the same events, known by user and event id: an event is in one
+    split for all of them, and so is a user held out.
+
+    Each task holds out its own last events; what another task holds out for another split is no example, only an item,
+    and counted as `TASK: held out by another task`.
+    """
     result = Histories()
-    left_out = sum(len(own) for own in by_user.values()) - sum(len(by_user[user]) for user in kept)
-    if left_out:
-        result.skipped[f"{task.name}: user with fewer than {options.min_history}"] = left_out
-    for user, role in roles(kept, options).items():
-        result.add(history(task, by_user[user], role, options))
+    kept: list[tuple[Task, dict[str, list[Event]]]] = []
+    for task, events in asked:
+        by_user: dict[str, list[Event]] = {}
+        for event in events:
+            by_user.setdefault(event.user_id, []).append(event)
+        long_enough = {user: own for user, own in by_user.items() if len(own) >= options.min_history}
+        left_out = sum(map(len, by_user.values())) - sum(map(len, long_enough.values()))
+        if left_out:
+            result.skipped[f"{task.name}: user with fewer than {options.min_history}"] = left_out
+        kept.append((task, long_enough))
+    users = {user for _, by_user in kept for user in by_user}
+    split_of = roles(users, options)
+    held = {
+        user: held_out([by_user[user] for _, by_user in kept if user in by_user], options)
+        for user, role in split_of.items()
+        if role is None
+    }
+    for task, by_user in kept:
+        for user in sorted(by_user):
+            result.add(history(task, by_user[user], split_of[user], options, held.get(user)))
     return result
 
 
@@ -108,16 +131,46 @@ def roles(users: Iterable[str], options: SplitOptions) -> dict[str, Split | None
     return {user: given[user] for user in users}
 
 
-def history(task: Task, events: Sequence[Event], role: Split | None, options: SplitOptions) -> Histories:
-    """Give the examples and the profile of one user; `events` are all of that user's, in any order."""
-    own = sorted(events, key=lambda event: (event.moment, event.event_id))
-    moments = [event.moment for event in own]
-    sizes = [bisect_left(moments, moment) for moment in moments]
-    askable = [place for place, size in enumerate(sizes) if size >= options.min_earlier]
+def held_out(histories_of_user: Iterable[Sequence[Event]], options: SplitOptions) -> dict[str, Split]:
+    """Give, by event id, the split of what is held out of training where one user's events are split by time: each
+    history's last askable events are test, the last of those that are not test for any of them validation."""
+    askable = [
+        [own[place].event_id for place in _askable(own, _sizes(own), options)]
+        for own in map(_in_order, histories_of_user)
+    ]
+    test = {event_id for ids in askable for event_id in ids[-options.held_out :]}
+    rests = [[event_id for event_id in ids if event_id not in test] for ids in askable]
+    validation = {event_id for rest in rests for event_id in rest[-options.held_out :]}
+    return {event_id: "test" if event_id in test else "validation" for event_id in sorted(test | validation)}
+
+
+def history(
+    task: Task,
+    events: Sequence[Event],
+    role: Split | None,
+    options: SplitOptions,
+    held: Mapping[str, Split] | None = None,
+) -> Histories:
+    """Give the examples and the profile of one user; `events` are all of that user's, in any order.
+
+    held: `held_out` over all tasks that ask about these events; None where there is this one only.
+    """
+    own = _in_order(events)
+    sizes = _sizes(own)
+    askable = _askable(own, sizes, options)
     last = options.held_out
+    result = Histories()
     places: dict[Split, list[int]]
     if role is None:
-        places = {"test": askable[-last:], "validation": askable[-2 * last : -last], "train": askable[: -2 * last]}
+        held = held_out([own], options) if held is None else held
+        of_split = {
+            split: [place for place in askable if held.get(own[place].event_id) == split]
+            for split in ("test", "validation", None)
+        }
+        places = {"test": of_split["test"][-last:], "validation": of_split["validation"][-last:]}
+        places["train"] = of_split[None]
+        if lost := len(askable) - sum(map(len, places.values())):
+            result.skipped[f"{task.name}: held out by another task"] = lost
     elif role == "train":
         places = {"train": askable}
     else:
@@ -126,7 +179,6 @@ def history(task: Task, events: Sequence[Event], role: Split | None, options: Sp
         draw = random.Random(f"{options.seed}/{task.name}/{own[0].user_id}")
         places["train"] = sorted(draw.sample(places["train"], options.train_cap))
     profile_id = f"{task.name}/{own[0].user_id}"
-    result = Histories()
     longest = 0
     for split, chosen in places.items():
         for place in chosen:
@@ -157,3 +209,18 @@ def history(task: Task, events: Sequence[Event], role: Split | None, options: Sp
         for position, event in enumerate(own[:longest])
     ]
     return result
+
+
+def _in_order(events: Iterable[Event]) -> list[Event]:
+    return sorted(events, key=lambda event: (event.moment, event.event_id))
+
+
+def _sizes(own: Sequence[Event]) -> list[int]:
+    """Give how many events are earlier than each."""
+    moments = [event.moment for event in own]
+    return [bisect_left(moments, moment) for moment in moments]
+
+
+def _askable(own: Sequence[Event], sizes: Sequence[int], options: SplitOptions) -> list[int]:
+    """Give the places of the events that may become examples."""
+    return [place for place, size in enumerate(sizes) if size >= options.min_earlier and own[place].is_askable]

@@ -2,7 +2,7 @@
 
 It comes out of Debian's package `xserver-xorg-core`, whose documentation holds the log as plain text. Two tasks:
 `xorg-component` (which of 15 parts does this user file the commit under) and `xorg-subject` (the subject line this
-user would write). Which parts, lengths and filters: ours.
+user would write). A commit is in one split for both tasks. Which parts, lengths, filters and rules of the split: ours.
 
 Authors are merged by name and become u0001, u0002, … by their first commit; their names and all mail addresses are
 taken out of the texts, trailers too. The texts are public, so whoever looks for them finds their authors: this keeps
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data.cache import cache_folder
-from tagpr_data.construct import Event, Histories, SplitOptions, histories
+from tagpr_data.construct import Event, Histories, SplitOptions, joint_histories
 from tagpr_data.dataset import check_target, write_dataset
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import DatasetManifest, Task
 from tagpr_data.tables import atomic_path
+from tagpr_data.words import shingles, words_of
 
 PACKAGE = "xserver-xorg-core"
 COMPONENTS = (
@@ -56,6 +57,9 @@ MIN_BODY_WORDS = 12
 """A commit with a shorter body has no subject task: there is too little to summarise."""
 MAX_SUBJECT_WORDS = 20
 """A longer first paragraph is not a subject line but a message without one."""
+
+LEAST_GOLD_WORDS = 4
+"""From so many words on, a subject that an earlier commit of the user repeats word for word is no question."""
 
 _OTHERWISE = "without it, `tagpr-data construct personas` makes a synthetic data set"
 _COMMIT = re.compile(rb"^commit [0-9a-f]{40}\b.*\n", re.MULTILINE)
@@ -105,8 +109,8 @@ def construct(
     report(f"read {len(commits)} commits")
     result = Histories(skipped=skipped)
     component_events, subject_events = events_from_commits(commits, result.skipped)
-    result.add(histories(COMPONENT_TASK, component_events, options))
-    result.add(histories(SUBJECT_TASK, subject_events, options))
+    asked = ((COMPONENT_TASK, component_events), (SUBJECT_TASK, subject_events))
+    result.add(joint_histories(asked, options))
     if not any(result.examples.values()):
         raise InputError(
             f"{file or PACKAGE}: no user has {options.min_history} usable commits; "
@@ -244,7 +248,7 @@ def events_from_commits(commits: Sequence[Commit], skipped: Counter[str]) -> tup
             skipped[f"xorg-subject: body under {MIN_BODY_WORDS} words"] += 1
         else:
             subject.append(replace(event, input=body, output=title, title=title, text=body, label=label))
-    return component, subject
+    return component, _without_known_subjects(subject, skipped)
 
 
 def split_prefix(subject: str) -> tuple[str | None, str]:
@@ -258,6 +262,31 @@ def split_prefix(subject: str) -> tuple[str | None, str]:
     while (again := _PREFIX.match(rest)) and again[1].lower() == label:
         rest = rest[again.end() :]
     return label, rest
+
+
+def _without_known_subjects(events: Sequence[Event], skipped: Counter[str]) -> list[Event]:
+    """Mark as not askable each event whose subject stands word for word in an earlier subject or body of its user:
+    the profile would hold the answer. Events oldest first; case and punctuation do not count."""
+    texts: dict[str, list[str]] = {}
+    runs: dict[str, set[str]] = {}
+    marked: list[Event] = []
+    for event in events:
+        earlier, known = texts.setdefault(event.user_id, []), runs.setdefault(event.user_id, set())
+        gold = words_of(event.output)
+        whole = f" {' '.join(gold)} "
+        is_known = (
+            len(gold) >= LEAST_GOLD_WORDS
+            and " ".join(gold[:LEAST_GOLD_WORDS]) in known  # a look-up that spares most of the reading below
+            and any(whole in text for text in earlier)
+        )
+        if is_known:
+            skipped["xorg-subject: subject stands in an earlier commit of the user"] += 1
+        marked.append(replace(event, is_askable=not is_known))
+        for part in (event.output, event.text):
+            words = words_of(part)
+            earlier.append(f" {' '.join(words)} ")
+            known.update(shingles(words, LEAST_GOLD_WORDS))
+    return marked
 
 
 def _clean_events(commits: Sequence[Commit], skipped: Counter[str]) -> Iterator[Event]:
