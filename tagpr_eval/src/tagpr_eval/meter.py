@@ -1,5 +1,5 @@
-"""Progress of a long evaluation on stderr: samples, tokens a second, time left. A bar on a terminal, else a line now
-and then. The library reports to a `Meter`; only the command line shows one."""
+"""Progress of a long evaluation on stderr: samples, cells, tokens a second, cost so far, time left. A bar on a
+terminal, else a line now and then. The library reports to a `Meter`; only the command line shows one."""
 
 import sys
 from collections.abc import Generator
@@ -17,8 +17,8 @@ class Meter(Protocol):
         """Begin to count a model's samples; `done` of `total` are there already."""
         ...
 
-    def advance(self, tokens: int) -> None:
-        """Count a sample of so many tokens."""
+    def advance(self, tokens: int, note: str = "") -> None:
+        """Count a sample of so many tokens; `note` says what else has come so far: cells done, cost."""
         ...
 
 
@@ -28,7 +28,7 @@ class NoMeter:
     def start(self, title: str, total: int, done: int) -> None:
         """Do nothing."""
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int, note: str = "") -> None:
         """Do nothing."""
 
 
@@ -40,9 +40,10 @@ class _LineMeter:
         self.tokens, self.new = 0, 0
         self.began = self.shown = monotonic()
 
-    def advance(self, tokens: int) -> None:
+    def advance(self, tokens: int, note: str = "") -> None:
         self.tokens += tokens
         self.new += 1
+        self.note = note
         now = monotonic()
         if now - self.shown >= _LINE_EVERY_SECONDS or self.done + self.new == self.total:
             self.shown = now
@@ -51,7 +52,8 @@ class _LineMeter:
     def _state(self, seconds: float) -> str:
         at = self.done + self.new
         left = (self.total - at) * seconds / self.new
-        return f"{at}/{self.total} samples, {self.tokens / max(seconds, 1e-9):.0f} tokens/s, {left:.0f} s left"
+        rate = f"{self.tokens / max(seconds, 1e-9):.0f} tokens/s"
+        return ", ".join(filter(None, (f"{at}/{self.total} samples", self.note, rate, f"{left:.0f} s left")))
 
 
 @contextmanager
@@ -76,9 +78,10 @@ def meter() -> Generator[Meter, None, None]:
                 self.task = progress.add_task(title, total=total, completed=done, rate="")
                 self.began, self.tokens = monotonic(), 0
 
-            def advance(self, tokens: int) -> None:
+            def advance(self, tokens: int, note: str = "") -> None:
                 self.tokens += tokens
                 rate = f"{self.tokens / max(monotonic() - self.began, 1e-9):.0f} tokens/s"
+                rate = f"{note}, {rate}" if note else rate
                 progress.update(self.task, advance=1, rate=rate)
 
         yield BarMeter()

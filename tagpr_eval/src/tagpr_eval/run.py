@@ -302,6 +302,7 @@ class _Asked:
                 self._keys[cell.name, row.example.id] = key
                 constraint = None if labels else _constraint(config, plan, row)
                 prompts.setdefault(key, Prompt(row.messages, seed, labels, constraint))
+        self._open_cells = _OpenCells(self._keys, store)
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
 
@@ -339,8 +340,9 @@ class _Asked:
         so that what is there when it is reached is a fair part of all."""
         blocks = self._blocks(purse.samples_for(self._name)) if purse.is_limited and shard == (1, 1) else None
         answer_missing(
-            self._name, self._model, self._sample_keys, self._prompts, self._store, meter, purse, shard, blocks
-        )
+            self._name, self._model, self._sample_keys, self._prompts, self._store, meter, purse, shard, blocks,
+            self._open_cells,
+        )  # fmt: skip
         if blocks is not None and sum(map(len, blocks)) < len(self._prompts):
             raise BudgetSpent
 
@@ -368,13 +370,40 @@ class _Asked:
         return blocks
 
 
+class _OpenCells:
+    """Counts the cells that have all their answers, as these come in."""
+
+    def __init__(self, keys: Mapping[tuple[str, str], str], store: SampleStore) -> None:
+        """`keys`: (cell, example) → sample."""
+        open_keys: dict[str, set[str]] = {}
+        self._cells_of: dict[str, set[str]] = {}
+        for (cell, _), key in keys.items():
+            open_keys.setdefault(cell, set())
+            if key not in store:
+                open_keys[cell].add(key)
+                self._cells_of.setdefault(key, set()).add(cell)
+        self._missing = {cell: len(found) for cell, found in open_keys.items()}
+        self._done = sum(not count for count in self._missing.values())
+
+    def take(self, key: str) -> None:
+        """Count an answer that has come in; a second time, nothing."""
+        for cell in self._cells_of.pop(key, ()):
+            self._missing[cell] -= 1
+            self._done += not self._missing[cell]
+
+    def __str__(self) -> str:
+        return f"{self._done}/{len(self._missing)} cells"
+
+
 def answer_missing(
     name: str, model: Model, keys: Sequence[str], prompts: Sequence[Prompt], store: SampleStore, meter: Meter,
     purse: "Purse", shard: tuple[int, int] = (1, 1), blocks: Sequence[Sequence[int]] | None = None,
+    open_cells: _OpenCells | None = None,
 ) -> None:  # fmt: skip
     """Have every batch of the shard generated that has a sample missing, whole, so that its bits are those of a first
     run; `keys` are the prompts' keys in the store. `blocks` of positions in `prompts` are batched each for itself, one
-    after the other; None makes one of all. Raises BudgetSpent at a limit of the purse."""
+    after the other; None makes one of all; `open_cells` is for the meter. Raises BudgetSpent at a limit of the
+    purse."""
     is_missing = [key not in store for key in keys]
     if not any(is_missing):
         return
@@ -392,8 +421,14 @@ def answer_missing(
     def finished(index: int, completion: Completion) -> None:
         if keys[index] not in store:
             store.add(keys[index], completion)
-            meter.advance((completion.input_tokens or 0) + (completion.output_tokens or 0))
-            purse.spend(name, completion)
+            if open_cells is not None:
+                open_cells.take(keys[index])
+            try:
+                purse.spend(name, completion)
+            finally:  # the sample that reaches the limit is shown too
+                parts = (None if open_cells is None else str(open_cells), purse.shown_cost())
+                note = ", ".join(part for part in parts if part)
+                meter.advance((completion.input_tokens or 0) + (completion.output_tokens or 0), note)
 
     model.generate(prompts, todo, finished)
 
@@ -414,6 +449,14 @@ class Purse:
     def is_limited(self) -> bool:
         """Whether there is any limit."""
         return any(limit is not None for limit in self._bounds())
+
+    def shown_cost(self) -> str | None:
+        """Give the cost of all that the folder holds, for the meter; None where no model has a price."""
+        if not any(name in self._limits.prices for name in self._used):
+            return None
+        if any(self._used[name].uncounted for name in self._limits.prices if name in self._used):
+            return "cost unknown"
+        return f"cost {sum(use.cost for use in self._used.values()):.4g} so far"
 
     def samples_for(self, model: str) -> int | None:
         """Give how many samples a model may have in all; None without a limit."""
@@ -452,6 +495,7 @@ class Purse:
         read, written = answer.input_tokens or 0, answer.output_tokens or 0
         use = self._used[model]
         use.samples += 1
+        use.uncounted += answer.input_tokens is None or answer.output_tokens is None
         use.tokens += read + written
         use.cost += (read * price[0] + written * price[1]) / 1e6 if price else 0.0
 
@@ -463,6 +507,8 @@ class _Use:
     samples: int = 0
     tokens: int = 0
     cost: float = 0.0
+    uncounted: int = 0
+    """Samples whose tokens the server did not tell."""
 
     def amounts(self) -> tuple[float, float, float]:
         """Give them in the order of `Purse._bounds`."""
