@@ -1,11 +1,14 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from tagpr_data.build import CorpusConfig, build, choose_examples
+from tagpr_data import generate, select, validate
+from tagpr_data.build import CorpusConfig, build, choose_examples, code_files
 from tagpr_data.cli import app
 from tagpr_data.config import load
 from tagpr_data.errors import InputError
@@ -80,6 +83,29 @@ def test_unchanged_stages_are_skipped_and_a_changed_one_runs_with_all_after_it(s
     assert stages(changed(patient, selection={"max_characters": 2999})) == everything | {"prompts": False}
     assert stages(changed(more, task_limits={"genre": 3})) == everything
     assert stages(changed(stricter, k=2)) == everything
+
+
+@pytest.mark.parametrize(
+    ("module", "inside_functions"),
+    [
+        (generate, {"retrieve", "introsort"}),
+        (select, {"judge", "contamination", "files", "convert", "words"}),
+        (validate, {"row_checks", "judge", "generate", "card", "croissant", "stats", "corpus"}),
+    ],
+)
+def test_a_stage_depends_on_all_code_it_runs(module, inside_functions):
+    found = code_files(module)
+    # what a fresh interpreter loads, and what functions import by and by
+    script = (
+        f"import sys, {module.__name__}\n"
+        "print(*(m.__file__ for n, m in list(sys.modules.items()) if n.startswith('tagpr_data.')), sep='\\n')"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert len(loaded) > 5 and {Path(name) for name in loaded} <= set(found) | {
+        path for path in map(Path, loaded) if path.name == "__init__.py"
+    }
+    assert inside_functions <= {path.stem for path in found}
+    assert "browse" not in {path.stem for path in found}
 
 
 def test_a_damaged_file_of_the_corpus_is_made_again(song_config):

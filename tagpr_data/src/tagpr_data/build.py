@@ -8,12 +8,14 @@ there and its manifest says so (`parameters.partial`). Prompts and candidates st
 `select` for what memory holds besides the tables of the data set.
 """
 
+import ast
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator, Field
 
-from tagpr_data import generate, prompts, select, tables, tags, validate
+from tagpr_data import generate, select, validate
 from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Price, read_prices
 from tagpr_data.chat_server import ChatServer, ServerOptions
 from tagpr_data.config import Config
@@ -70,6 +72,7 @@ T = TypeVar("T")
 MANIFEST = "manifest.json"
 WORK = ".work"
 REPORT = "generation.json"
+_PACKAGE = Path(__file__).parent
 
 
 class TeacherUsage(Record):
@@ -469,11 +472,10 @@ class _Job:
 
     def prompts_stage(self) -> Path:
         """Give the table of prompts."""
-        from tagpr_data import retrieve
 
         config, path = self.config, self.work / "prompts.parquet"
         settings = config.model_dump(mode="json", include=_PROMPT_SETTINGS)
-        code = _code(generate, prompts, retrieve)
+        code = _code(generate)
         inputs = _hash(settings, self.dataset.manifest.content_hash, self.tagset.hash, code)
         if self.stages.is_done("prompts", inputs) and path.is_file():
             self.stages.skip("prompts", f"{_rows(path):,} prompts")
@@ -539,7 +541,7 @@ class _Job:
             sha256_file(table),
             dataset.manifest.content_hash,
             tagset.hash,
-            _selection_code(),
+            _code(select),
             parameters,
         )
         path = config.output / MANIFEST
@@ -575,7 +577,7 @@ class _Job:
 
     def documents_stage(self) -> None:
         """Write card and Croissant description."""
-        from tagpr_data import card, corpus, croissant, stats
+        from tagpr_data import card, corpus, stats
 
         output = self.config.output
         paths = [output / name for name in (card.README, card.CROISSANT)]
@@ -584,7 +586,7 @@ class _Job:
             """What the documents are made of, and the documents: an edited one is written anew."""
             present = [path for path in (output / MANIFEST, output / card.FACTS, *paths) if path.is_file()]
             queries = sorted(stats.QUERIES.glob("*.sql"))
-            return _hash([sha256_file(path) for path in (*present, *queries)], _code(card, corpus, croissant, stats))
+            return _hash([sha256_file(path) for path in (*present, *queries)], _code(card))
 
         if self.stages.is_done("documents", inputs()):
             self.stages.skip("documents", f"{card.README}, {card.CROISSANT}")
@@ -600,7 +602,7 @@ class _Job:
         config = self.config
         report = config.output / "data_docs"
         checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate, tags), checks, config.html_report)
+        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate), checks, config.html_report)
         if self.stages.is_done("validate", inputs) and (report / "report.json").is_file():
             self.stages.skip("validate", "passed before")
             return
@@ -623,7 +625,7 @@ class _Job:
         ]
         until = None
         if config.until_accepted:
-            until = [config.selection.model_dump(mode="json"), select.files_of(config.selection), _selection_code()]
+            until = [config.selection.model_dump(mode="json"), select.files_of(config.selection), _code(select)]
         return _hash(
             sha256_file(prompts_path), asked, config.seed, config.prompt.model_dump(mode="json"), until, _code(generate)
         )
@@ -700,13 +702,6 @@ def _splits_and_tasks(path: Path) -> tuple[list[Split], set[str]]:
     return [split for split in SPLITS if split in present], set(found["task"])
 
 
-def _selection_code() -> list[str]:
-    from tagpr_data import contamination, judge, language, near_duplicates, personal_data, words
-    from tagpr_data.lamp import metrics
-
-    return _code(select, judge, tags, metrics, tables, contamination, language, near_duplicates, personal_data, words)
-
-
 def _priced(config: CorpusConfig, prices: Mapping[str, Price]) -> dict[str, Any]:
     """Give the prices of the teachers for the manifest, by teacher name; nothing where none are known."""
     served = [teacher for teacher in config.teacher if isinstance(teacher, ServedTeacherConfig)]
@@ -761,8 +756,36 @@ def _is_unchanged(path: Path, entry: FileEntry) -> bool:
 
 
 def _code(*modules: ModuleType) -> list[str]:
-    """Give the hashes of modules' files: changed code is a changed input."""
-    return [sha256_file(Path(module.__file__ or "")) for module in modules]
+    """Give the hashes of this file, of modules' files and of those they import: changed code is a changed input."""
+    return [sha256_file(path) for path in (Path(__file__), *code_files(*modules))]
+
+
+def code_files(*modules: ModuleType) -> list[Path]:
+    """Give the files of modules and of all modules of this package that they import, also those inside functions and
+    by way of others, in order."""
+    found: set[Path] = set()
+    waiting = [Path(module.__file__ or "") for module in modules]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path)
+    return sorted(found)
+
+
+@cache
+def _imported(path: Path) -> tuple[Path, ...]:
+    """Give the files of this package that one of its files imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+    inside = [name.split(".")[1:] for name in names if name.startswith("tagpr_data.")]
+    candidates = [_PACKAGE.joinpath(*parts) for parts in inside]
+    files = [file for base in candidates for file in (base.with_suffix(".py"), base / "__init__.py")]
+    return tuple(sorted(file for file in files if file.is_file()))
 
 
 def _hash(*values: Any) -> str:

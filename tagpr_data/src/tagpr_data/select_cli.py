@@ -25,7 +25,7 @@ def select_command(
     dataset: Annotated[Path, typer.Option(help="The data set folder whose examples they answer.")],
     output: Annotated[Path, typer.Option(help="Corpus folder to write; it must not exist.")],
     name: Annotated[str | None, typer.Option(help="Name of the corpus (default: that of the folder).")] = None,
-    rules: Annotated[Path | None, typer.Option(help="Selection rules (TOML), as in [selection] of a config.")] = None,
+    rules: Annotated[Path | None, typer.Option(help="Selection rules (TOML): `selection` of a config.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, wins over --rules.")] = None,
     tagset: Annotated[Path | None, typer.Option(help="Tag-set file (TOML); without it tagpr-9.")] = None,
     engine: EngineOption = "local",
