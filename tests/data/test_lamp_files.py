@@ -76,6 +76,60 @@ def test_real_lamp_3_file_is_read_as_json_reads_it(shared_lamp):
     assert (task, len(golds), golds["00005020_540"]) == ("LaMP-3", 30, "4")
 
 
+_TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+    st.sampled_from(['x"}]}', "a]}, {", "\\]", '", "user_id": "u"}', "é中😀\u2028"]),
+)
+_NUMBERS = st.one_of(st.integers(-(10**25), 10**25), st.sampled_from([-0.0, 1e300, 0.1, 2.0**64]))
+_VALUES = st.one_of(_TEXTS, _TEXTS, _TEXTS, _NUMBERS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.fixed_dictionaries({"id": _VALUES, "text": _VALUES, "score": _TEXTS}), max_size=3),
+            _VALUES,
+            st.permutations(["id", "input", "profile", "user_id"]),
+        ),
+        max_size=4,
+    ),
+    st.sampled_from([None, 1, "\t"]),
+    st.booleans(),
+)
+def test_quick_decoding_gives_what_json_gives(tmp_path_factory, rows, indent, ascii_only):
+    values = [
+        {key: {"id": f"q{number}", "input": user, "profile": items, "user_id": user}[key] for key in order}
+        for number, (items, user, order) in enumerate(rows)
+    ]
+    path = tmp_path_factory.mktemp("q") / "q.json"
+    path.write_text(json.dumps(values, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+    expected = [
+        LampQuestion(
+            row["id"],
+            str(row["input"]),
+            tuple({field: str(value) for field, value in item.items()} for item in row["profile"]),
+            str(row["user_id"]),
+        )
+        for row in values
+    ]
+    assert questions(path) == expected
+
+
+def test_rows_of_text_are_decoded_quickly_wherever_the_reads_cut(written, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 4_000)
+    monkeypatch.setattr(files._Stream, "_value", lambda stream: pytest.fail("decoded by json"))
+    rows = [{**ROW, "id": str(n), "profile": [{**ITEM, "text": "a]b} [é" * 40}] * 9} for n in range(40)]
+    for order in (("id", "input", "profile", "user_id"), ("profile", "id", "input")):
+        path = written([{key: {**row, "user_id": "u"}[key] for key in order} for row in rows])
+        assert [question.id for question in questions(path)] == [row["id"] for row in rows]
+
+
+def test_of_equal_keys_the_last_wins(written):
+    (question,) = questions(written(json.dumps([ROW]).replace('"score": "4"', '"score": "4", "score": "5"')))
+    assert question.profile == ({**ITEM, "score": "5"},)
+
+
 BAD_QUESTIONS = {
     "page": (b"\n<!DOCTYPE html><html>", "web page"),
     "empty": (b"", "is empty"),
@@ -90,6 +144,8 @@ BAD_QUESTIONS = {
     "two-lists": (b"[] []", "goes on after its end"),
     "no-golds": (b'{"task": "LaMP_3"}', 'without a list "golds"'),
     "latin-1": (json.dumps([{**ROW, "input": "caf\xe9"}], ensure_ascii=False).encode("latin-1"), "not UTF-8"),
+    "nan": (b'[{"id": "q1", "input": "x", "profile": [{"id": "i", "text": "t", "score": NaN}]}]', "score is nan"),
+    "half-pair-in-item": ([{**ROW, "profile": [{**ITEM, "text": "\ud800"}]}], "item 0 (id 'i1'): text has half"),
     "half-pair": (json.dumps([{**ROW, "input": "a\ud800b"}]).encode(), "'\\ud800', at character 1"),
     "row-not-object": (b'["a"]', "row 0 is 'a'"),
     "deep": (b"[" * 200_000, "nested too deeply"),

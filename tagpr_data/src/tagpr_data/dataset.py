@@ -29,6 +29,10 @@ from tagpr_data.tasks import find_task
 
 if TYPE_CHECKING:
     import polars as pl
+    import pyarrow as pa
+
+    Examples = Iterable[Example] | pl.DataFrame
+    Items = Iterable[ProfileItem] | pl.DataFrame | pa.Table
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 MANIFEST = "manifest.json"
@@ -73,16 +77,20 @@ def write_chunks(
     source: str,
     licence: str,
     tasks: Sequence[Task],
-    chunks: "Iterable[tuple[Mapping[Split, Iterable[Example] | pl.DataFrame], Iterable[ProfileItem] | pl.DataFrame]]",
+    chunks: "Iterable[tuple[Mapping[Split, Examples], Items]]",
     parameters: Mapping[str, Any],
     skipped: Mapping[str, int],
 ) -> DatasetManifest:
     """Do what `write_dataset` does with one chunk of examples and items after another in memory.
 
     A chunk holds whole profiles, and examples of its own or earlier chunks' profiles (dates are compared inside a chunk
-    only); example ids and profile ids ascend from chunk to chunk.
+    only); example ids and profile ids ascend from chunk to chunk. Items may also come as an Arrow table of their
+    schema, sorted by profile and position, which is written as it is.
     `skipped` is read at the end, so it may still be counted while the chunks come.
     """
+    import polars as pl
+    import pyarrow as pa
+
     check_target(folder, name)
     users: set[str] = set()
     sizes: dict[str, int] = {}
@@ -92,10 +100,11 @@ def write_chunks(
             frames: dict[Split, pl.DataFrame] = {
                 split: _frame(examples[split], Example) for split in SPLITS if split in examples
             }
-            profiles = _frame(items, ProfileItem)
+            given = items if isinstance(items, pa.Table) else _frame(items, ProfileItem)
+            profiles = _checked_columns(given) if isinstance(given, pa.Table) else given
             sizes.update(profiles.group_by("profile_id").len().iter_rows())
             _check(frames, profiles, tasks, sizes)
-            writers[PROFILES].write(profiles)
+            writers[PROFILES].write(given)
             for split, frame in frames.items():
                 file = f"examples/{split}.parquet"
                 if file not in writers:
@@ -247,17 +256,21 @@ class _Writer:
         self._rows = 0
         self._last: tuple[Any, ...] = ()
 
-    def write(self, frame: "pl.DataFrame") -> None:
+    def write(self, rows: "pl.DataFrame | pa.Table") -> None:
+        import polars as pl
         import pyarrow as pa
 
-        if frame.is_empty():
+        if isinstance(rows, pl.DataFrame):
+            rows = rows.select(self._schema.names).sort(*self._key).to_arrow().cast(self._schema)
+        if not rows.num_rows:
             return
-        frame = frame.select(self._schema.names).sort(*self._key)
-        first, last = frame.select(self._key).row(0), frame.select(self._key).row(-1)
+        first, last = (
+            tuple(rows.slice(row, 1).select(self._key).to_pylist()[0].values()) for row in (0, len(rows) - 1)
+        )
         assert self._last < first, f"chunks must ascend by {self._key}: {first} after {self._last}"
-        table = pa.Table.from_batches(frame.to_arrow().cast(self._schema).combine_chunks().to_batches(), self._schema)
+        table = pa.Table.from_batches(rows.combine_chunks().to_batches(), self._schema)
         self._writer.write_table(table, row_group_size=100_000)
-        self._rows += frame.height
+        self._rows += len(rows)
         self._last = last
 
     def close(self) -> FileEntry:
@@ -278,6 +291,17 @@ def _frame(records: "Iterable[Any] | pl.DataFrame", model: "type[Example] | type
         raise InputError(
             f"a {model.__name__} holds text that UTF-8 cannot: {shorten(error.object[error.start : error.end])}"
         ) from None
+
+
+def _checked_columns(items: "pa.Table") -> "pl.DataFrame":
+    """The columns of the items that `_check` reads, without their texts."""
+    import polars as pl
+
+    frame = pl.from_arrow(items.select(["profile_id", "position", "item_id", "date"]))
+    assert isinstance(frame, pl.DataFrame)
+    key = frame.select("profile_id", "position")
+    assert key.equals(key.sort("profile_id", "position")), "an Arrow table of items must be sorted"
+    return frame
 
 
 def _check(

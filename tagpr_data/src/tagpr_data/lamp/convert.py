@@ -23,7 +23,7 @@ from tagpr_data.tables import arrow_schema, sha256_file, sha256_text
 from tagpr_data.tasks import canonical_name, find_task
 
 if TYPE_CHECKING:
-    import polars as pl
+    import pyarrow as pa
 
 LICENCE = "CC BY-NC-SA 4.0 (LaMP); the underlying sources keep their own terms"
 
@@ -156,13 +156,13 @@ def _examples(
 
 def _chunks(
     items: "_Items", examples: Mapping[Split, list[Example]]
-) -> "Iterator[tuple[Mapping[Split, list[Example]], pl.DataFrame | list[ProfileItem]]]":
+) -> "Iterator[tuple[Mapping[Split, list[Example]], pa.Table | list[ProfileItem]]]":
     """The items in order of their profiles, the examples with the last of them."""
-    before: pl.DataFrame | None = None
-    for frame in items.frames():
+    before: pa.Table | None = None
+    for table in items.tables():
         if before is not None:
             yield {}, before
-        before = frame
+        before = table
     yield examples, [] if before is None else before
 
 
@@ -189,11 +189,14 @@ class _Items:
     character of their profile's id."""
 
     def __init__(self, task: str, folder: Path) -> None:
+        self._schema = arrow_schema(ProfileItem)
         self._fields = FIELDS[task]
         self._folder = folder
         self._known: set[str] = set()
+        self._sizes: dict[str, list[tuple[str, int]]] = {}
         self._waiting: dict[str, dict[str, list[Any]]] = {}
-        self._count = self._parts = 0
+        self._writers: dict[str, pa.RecordBatchStreamWriter] = {}
+        self._count = 0
 
     def add(self, question: LampQuestion) -> str:
         """Keep the question's profile unless an equal one is there; give its id. InputError names an item whose date
@@ -203,8 +206,9 @@ class _Items:
         if profile_id in self._known:
             return profile_id
         self._known.add(profile_id)
-        columns = self._waiting.setdefault(profile_id[0], {name: [] for name in ProfileItem.model_fields})
+        columns = self._waiting.setdefault(profile_id[0], {name: [] for name in self._schema.names})
         size = len(profile)
+        self._sizes.setdefault(profile_id[0], []).append((profile_id, size))
         columns["profile_id"] += [profile_id] * size
         columns["position"] += range(size)
         columns["item_id"] += _distinct([item["id"] for item in profile])
@@ -218,42 +222,47 @@ class _Items:
             self._flush()
         return profile_id
 
-    def frames(self) -> "Iterator[pl.DataFrame]":
-        """Give all items, profiles in the order of the first character of their ids; frames of `_CHUNK_ITEMS` items or
-        a little more."""
-        import polars as pl
+    def tables(self) -> "Iterator[pa.Table]":
+        """Give all items once, sorted by profile and position; tables of `_CHUNK_ITEMS` items or a little more."""
+        import pyarrow as pa
 
-        found: list[pl.DataFrame] = []
-        for first in "0123456789abcdef":
-            found += [pl.read_ipc(part) for part in sorted(self._folder.glob(f"{first}-*.arrow"))]
-            if first in self._waiting:
-                found.append(_frame(self._waiting.pop(first)))
-            if sum(frame.height for frame in found) >= _CHUNK_ITEMS:
-                yield pl.concat(found)
+        self._flush()
+        for writer in self._writers.values():
+            writer.close()
+        found: list[pa.Table] = []
+        for first in sorted(self._writers):
+            with pa.OSFile(str(self._path(first)), "r") as file:
+                items = pa.ipc.open_stream(file).read_all()
+            start = 0
+            places: list[tuple[str, int, int]] = []
+            for profile_id, size in self._sizes[first]:
+                places.append((profile_id, start, size))
+                start += size
+            found += [items.slice(start, size) for _, start, size in sorted(places)]
+            if sum(map(len, found)) >= _CHUNK_ITEMS:
+                yield pa.concat_tables(found).combine_chunks()
                 found = []
         if found:
-            yield pl.concat(found)
+            yield pa.concat_tables(found).combine_chunks()
 
     def _flush(self) -> None:
+        import pyarrow as pa
+
         for first, columns in self._waiting.items():
-            _frame(columns).write_ipc(self._folder / f"{first}-{self._parts:06d}.arrow")
+            if first not in self._writers:
+                self._writers[first] = pa.ipc.new_stream(str(self._path(first)), self._schema)
+            self._writers[first].write_batch(pa.RecordBatch.from_pydict(columns, self._schema))
         self._waiting = {}
         self._count = 0
-        self._parts += 1
 
-
-def _frame(columns: dict[str, list[Any]]) -> "pl.DataFrame":
-    import polars as pl
-    import pyarrow as pa
-
-    frame = pl.from_arrow(pa.table(columns, schema=arrow_schema(ProfileItem)))
-    assert isinstance(frame, pl.DataFrame)
-    return frame
+    def _path(self, first: str) -> Path:
+        return self._folder / f"{first}.arrow"
 
 
 def _profile_hash(profile: tuple[Mapping[str, str], ...]) -> str:
     """Name a profile by its content: field names and lengths come before the fields, which keeps them apart."""
-    names = [sorted(item) for item in profile]
+    sorted_names = {fields: sorted(fields) for fields in set(map(tuple, profile))}
+    names = [sorted_names[fields] for fields in map(tuple, profile)]
     values = [item[name] for item, known in zip(profile, names, strict=True) for name in known]
     shape = ";".join([",".join(map(",".join, names)), ",".join(map(str, map(len, values)))])
     return sha256_text("".join([shape, *values]))[:24]
