@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tagpr_data import browse, card, corpus_cli, diff, forget, show
+from tagpr_data import merge as merging
 from tagpr_data.corpus import open_corpus
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.merge import merge
@@ -21,6 +23,8 @@ from tagpr_data.tags import load_tagset
 from tagpr_data.validate import validate
 
 SPLITS = ("train", "validation")
+_POOLS: list[pa.MemoryPool] = []
+"""Counting pools, which must outlive what was allocated from them."""
 
 
 @pytest.fixture
@@ -153,6 +157,20 @@ def test_rows_made_from_a_users_rows_go_and_rows_that_name_them_are_refused(rows
         forget.forget(open_corpus(tmp_path / "a"), "zoe", tmp_path / "e")
 
 
+def test_a_rejected_row_outlives_the_forgotten_row_it_was_a_duplicate_of(rows, make_corpus, tmp_path):
+    traces, rejected = rows
+    own = next(row for row in traces["train"] if row.user_id == "ann")
+    place = next(place for place, row in enumerate(rejected["train"]) if row.user_id == "bob")
+    told = {"reason": "duplicate", "detail": f"{own.id} was kept with the same text"}
+    duplicate = rejected["train"][place] = rejected["train"][place].model_copy(update=told)
+    make_corpus(tmp_path / "a", traces, rejected, min_score={})
+    forget.forget(open_corpus(tmp_path / "a"), "ann", tmp_path / "b")
+    left = {row.id: row for row in read_records(tmp_path / "b/rejected/train.parquet", Rejected)}
+    assert left[duplicate.id] == duplicate.model_copy(
+        update={"detail": "one since removed was kept with the same text"}
+    )
+
+
 def test_two_halves_merge_into_the_whole(rows, make_corpus, tmp_path):
     traces, rejected = rows
     whole = make_corpus(tmp_path / "whole", traces, rejected, min_score={"classification": 1.0, "generation": 0.1})
@@ -275,3 +293,36 @@ def test_commands_answer_on_stdout_and_tell_misuse(corpus, tmp_path):
     (tmp_path / "newer/notes.txt").write_text("thanks to Anna Blume")
     assert isinstance(call("forget", tmp_path / "newer", *asked, "--check")[2], CheckFailed)
     assert isinstance(call("forget", corpus, "--user", "Eve", "--user-map", who, "--check")[2], InputError)
+
+
+def test_forget_and_merge_hold_no_more_rows_of_a_larger_corpus(rows, make_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "GROUP_ROWS", 50)  # so that a thousand rows are many groups
+    monkeypatch.setattr(forget, "SEARCHED_ROWS", 50)
+    traces, rejected = rows
+    filler = [row for row in rejected["train"] if row.user_id == "bob"]
+
+    def peak(copies: int) -> int:
+        """Most bytes that Arrow held at once while one user was forgotten and the result merged with the whole."""
+        many = [
+            row.model_copy(update={"id": sha256_text(f"{row.id} {copy}"), "attempt": 10 + copy})
+            for copy in range(copies)
+            for row in filler
+        ]
+        whole, left, both = (tmp_path / f"{name}-{copies}" for name in ("whole", "left", "both"))
+        make_corpus(whole, traces, {**rejected, "train": [*rejected["train"], *many]}, min_score={})
+        before = pa.default_memory_pool()
+        counted = pa.proxy_memory_pool(before)
+        _POOLS.append(counted)
+        pa.set_memory_pool(counted)
+        try:
+            forget.forget(open_corpus(whole), "ann", left)
+            merge(open_corpus(left), open_corpus(whole), both)
+        finally:
+            pa.set_memory_pool(before)
+        assert {row.id for row in read_records(both / "rejected/train.parquet", Rejected)} >= {row.id for row in many}
+        most = counted.max_memory()
+        assert most is not None
+        return most
+
+    size = -(-300 // len(filler))
+    assert peak(5 * size) < 1.5 * peak(size)

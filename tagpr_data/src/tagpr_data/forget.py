@@ -1,14 +1,18 @@
 """Forget a user: a new corpus without them, and a certificate that nothing of them is left.
 
 What goes: every row of the user in traces, rejected and pairs; every pair in which another user is compared with them;
-their profile; every row made from such a row (`parents`), and rows made from those. The card and Croissant are written
-anew.
+their profile; every row made from such a row (`parents`), and rows made from those. Where the detail of another user's
+rejected row names such a row, as the one it was a duplicate of, the id in it is replaced. The card and Croissant are
+written anew.
 
 The proof is a search through the finished folder, every Parquet file decompressed, for every id that led to the user:
 user, profiles, examples, rows, prompts. No id may be a value of the fields that hold ids of its kind. Ids that are
 telling (no bare number, no one or two letters) may not be a value of any field, those of user and profiles may not
 stand as a word in any text or file, and those of 8 bytes or more may not occur in the bytes at all. The certificate
 holds the search and the user's hash, not the user.
+
+Memory grows with what led to the user, not with the corpus: tables are streamed, files searched in pieces. Price: every
+row is looked at several times, in Python once.
 
 Not covered: the data set the corpus came from, working files (`.work/`) and copies already published.
 """
@@ -17,6 +21,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +32,8 @@ from tagpr_data.records import CorpusManifest
 from tagpr_data.tables import sha256_file, sha256_text, write_text
 
 if TYPE_CHECKING:
-    import polars as pl
+    import duckdb
+    import pyarrow as pa
 
 IdKind = Literal["user", "profile", "example", "row", "prompt"]
 ID_FIELDS: dict[IdKind, tuple[str, ...]] = {
@@ -40,6 +46,10 @@ ID_FIELDS: dict[IdKind, tuple[str, ...]] = {
 """Which fields hold ids of each kind."""
 
 _SEARCHED_BYTES = 8  # shorter ids occur in compressed noise and inside words
+_PIECE_BYTES = 1 << 22
+_ROW_ID = re.compile(r"\b[0-9a-f]{64}\b")
+SEARCHED_ROWS = 1_000
+"""Rows in memory at once while a table is searched."""
 
 
 @dataclass(frozen=True)
@@ -84,24 +94,27 @@ def forget(
     Raises InputError when the corpus has no such user, CheckFailed when other users' texts name them (with
     `drop_mentions` those rows go too); nothing is written then.
     """
-    frames = merge.read_frames(corpus)
-    identity, gone = _gone(frames, user)
+    with corpus.connect() as rows:
+        identity, gone = _gone(rows, user)
+        if not any(gone.values()) and not _occurs(corpus, user):
+            known = rows.execute("SELECT DISTINCT user_id FROM traces ORDER BY user_id LIMIT 5").fetchall()
+            users = ", ".join(name for (name,) in known) or "none"
+            raise InputError(f"{corpus.folder} has no user {user!r}; it has, for example, {users}")
     identity = Identity({**identity.ids, "user": frozenset({user, *known_as})})
-    if not any(gone.values()) and not _occurs(frames, user):
-        users = sorted({name for (kind, _), frame in frames.items() if kind == "traces" for name in frame["user_id"]})
-        raise InputError(f"{corpus.folder} has no user {user!r}; it has, for example, {', '.join(users[:5]) or 'none'}")
-    kept = {place: frame.filter(~_is_gone(frame, place[0], gone)) for place, frame in frames.items()}
-    if drop_mentions:
-        kept = {place: _without_mentions(frame, identity.words) for place, frame in kept.items()}
-    removed = {
-        f"{kind}/{split}": frames[kind, split].height - frame.height for (kind, split), frame in sorted(kept.items())
-    }
+    removed = {f"{table.kind}/{table.split}": table.entry.rows for table in corpus.tables}
     facts_path = corpus.folder / card.FACTS
     facts = facts_path.read_text(encoding="utf-8") if facts_path.is_file() else None
     searched: list[dict[str, Any]] = []
     base = _without_history(corpus.manifest)
+    names = identity.words if drop_mentions else frozenset[str]()
+
+    def proven(folder: Path) -> None:
+        searched.extend(_proven(folder, identity))
+        for table in open_corpus(folder, verify=False).tables:
+            removed[f"{table.kind}/{table.split}"] -= table.entry.rows
+
     manifest = merge.write_corpus(
-        output, kept, base, corpus.pairs, facts, then=lambda folder: searched.extend(_proven(folder, identity))
+        output, merge.of(corpus), base, corpus.pairs, facts, keep=partial(_left, gone=gone, names=names), then=proven
     )
     certificate = {
         "what": "tagpr-data forget: no id of this user was found in any file of the corpus",
@@ -109,7 +122,7 @@ def forget(
         "user_sha256": sha256_text(user),
         "from_content_hash": corpus.manifest.content_hash,
         "to_content_hash": manifest.content_hash,
-        "removed_rows": removed,
+        "removed_rows": dict(sorted(removed.items())),
         "ids": {kind: len(ids) for kind, ids in identity.ids.items()},
         "ids_searched_in_every_field": len(identity.telling),
         "ids_searched_as_words": len(identity.words),
@@ -143,78 +156,85 @@ def check_gone(folder: Path, user: str, known_as: Iterable[str] = ()) -> int:
     return len(searched)
 
 
-def _gone(frames: merge.Frames, user: str) -> tuple[Identity, dict[Kind, set[str]]]:
+def _gone(rows: "duckdb.DuckDBPyConnection", user: str) -> tuple[Identity, dict[Kind, set[str]]]:
     """Give the user's ids, and the keys of the rows to remove by kind (ids; profile ids for profiles)."""
-    import polars as pl
 
-    gone: dict[Kind, set[str]] = {"traces": set(), "rejected": set(), "pairs": set(), "profiles": set()}
-    examples: set[str] = set()
-    prompts: set[str] = set()
-    others_examples: set[str] = set()
-    others_prompts: set[str] = set()
-    others_profiles: set[str] = set()
-    for (kind, _), frame in frames.items():
-        if kind in ("traces", "rejected"):
-            own, others = frame.filter(pl.col("user_id") == user), frame.filter(pl.col("user_id") != user)
-            gone[kind].update(own["id"])
-            examples.update(own["example_id"])
-            prompts.update(own["prompt_hash"])
-            others_examples.update(others["example_id"])
-            others_prompts.update(others["prompt_hash"])
-        elif kind == "pairs":
-            asked = frame.filter(pl.col("user_id") == user)
-            compared = frame.filter(pl.col("other_user_id") == user)
-            gone["pairs"].update(asked["id"], compared["id"])
-            gone["profiles"].update(asked["profile_id"], compared["other_profile_id"])
-            examples.update(asked["example_id"])
-            others_examples.update(frame.filter(pl.col("user_id") != user)["example_id"])
-            others_profiles.update(frame.filter(pl.col("user_id") != user)["profile_id"])
-            others_profiles.update(frame.filter(pl.col("other_user_id") != user)["other_profile_id"])
-    profiles = gone["profiles"] = gone["profiles"] - others_profiles
-    rows = _with_children(frames, gone["traces"] | gone["rejected"])
-    for kind in ("traces", "rejected"):
-        gone[kind] = rows
+    def ask(query: str) -> set[str]:
+        return {value for (value,) in rows.execute(query, {"user": user}).fetchall()}
+
+    rows.execute(
+        "CREATE VIEW attempts AS SELECT id, user_id, example_id, prompt_hash, parents FROM traces "
+        "UNION ALL SELECT id, user_id, example_id, prompt_hash, parents FROM rejected"
+    )
+    rows.execute(
+        "CREATE VIEW shown AS SELECT user_id, profile_id FROM pairs "
+        "UNION ALL SELECT other_user_id, other_profile_id FROM pairs"
+    )
+    rows.execute(
+        "CREATE VIEW asked AS SELECT user_id, example_id FROM attempts UNION ALL SELECT user_id, example_id FROM pairs"
+    )
     # prompts without any item are shared by users; so may examples be, where a source reuses ids
+    alone = "SELECT {0} FROM {1} WHERE {0} IN (SELECT {0} FROM {1} WHERE user_id = $user) GROUP BY {0} HAVING {2}"
+    only = "bool_and(user_id IS NOT DISTINCT FROM $user)"
+    own = _with_children(rows, ask("SELECT id FROM attempts WHERE user_id = $user"))
+    pairs = ask("SELECT id FROM pairs WHERE user_id = $user OR other_user_id = $user")
+    profiles = ask(alone.format("profile_id", "shown", only))
     ids: dict[IdKind, frozenset[str]] = {
         "user": frozenset({user}),
         "profile": frozenset(profiles),
-        "example": frozenset(examples - others_examples),
-        "row": frozenset(rows | gone["pairs"]),
-        "prompt": frozenset(prompts - others_prompts),
+        "example": frozenset(ask(alone.format("example_id", "asked", only))),
+        "row": frozenset(own | pairs),
+        "prompt": frozenset(ask(alone.format("prompt_hash", "attempts", only))),
     }
-    return Identity(ids), gone
+    return Identity(ids), {"traces": own, "rejected": own, "pairs": pairs, "profiles": profiles}
 
 
-def _with_children(frames: merge.Frames, rows: set[str]) -> set[str]:
-    """Add the rows made from `rows`, and those made from them."""
-    parents = {
-        row: set(above)
-        for (kind, _), frame in frames.items()
-        if kind in ("traces", "rejected")
-        for row, above in frame.select("id", "parents").iter_rows()
-        if above
-    }
-    result = set(rows)
-    while children := {row for row, above in parents.items() if row not in result and above & result}:
-        result |= children
+def _with_children(rows: "duckdb.DuckDBPyConnection", ids: set[str]) -> set[str]:
+    """Add the rows made from these, and those made from them."""
+    result, news = set(ids), ids
+    while news:
+        found = rows.execute(
+            "SELECT DISTINCT id FROM attempts WHERE list_has_any(parents, $ids::VARCHAR[])", {"ids": sorted(news)}
+        ).fetchall()
+        news = {id_ for (id_,) in found} - result
+        result |= news
     return result
 
 
-def _is_gone(frame: "pl.DataFrame", kind: Kind, gone: dict[Kind, set[str]]) -> "pl.Series":
-    return frame["profile_id" if kind == "profiles" else "id"].is_in(list(gone[kind]))
+def _left(kind: Kind, batch: "pa.RecordBatch", gone: dict[Kind, set[str]], names: frozenset[str]) -> "pa.RecordBatch":
+    """Give the rows of a batch that stay: neither gone nor, where `names` are given, with one of them in any text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-
-def _occurs(frames: merge.Frames, user: str) -> bool:
-    return any(_without_mentions(frame, (user,)).height < frame.height for frame in frames.values())
-
-
-def _without_mentions(frame: "pl.DataFrame", names: Iterable[str]) -> "pl.DataFrame":
-    """Drop rows in which a name stands as a word in any text."""
-    import polars as pl
-
+    keys = batch["profile_id" if kind == "profiles" else "id"]
+    batch = batch.filter(pc.invert(pc.is_in(keys, pa.array(sorted(gone[kind]), pa.string()))))
+    if kind == "rejected":
+        details = [
+            _ROW_ID.sub(lambda id_: "one since removed" if id_[0] in gone[kind] else id_[0], str(detail))
+            for detail in batch["detail"].to_pylist()
+        ]
+        place = batch.schema.get_field_index("detail")
+        batch = batch.set_column(place, batch.schema.field(place), pa.array(details, pa.string()))
+    if not names:
+        return batch
     words = _words(names)
-    named = [any(words.search(text) for text in _texts(row)) for row in frame.iter_rows()]
-    return frame.filter(~pl.Series(named, dtype=pl.Boolean))
+    return batch.filter(pa.array([not _names(row, words) for row in batch.to_pylist()], pa.bool_()))
+
+
+def _occurs(corpus: Corpus, user: str) -> bool:
+    """Whether the user stands as a word in any text."""
+    import pyarrow.parquet as pq
+
+    words = _words((user,))
+    for table in corpus.tables:
+        with pq.ParquetFile(corpus.folder / table.path) as file:
+            if any(_names(row, words) for batch in file.iter_batches(SEARCHED_ROWS) for row in batch.to_pylist()):
+                return True
+    return False
+
+
+def _names(row: dict[str, Any], words: re.Pattern[str]) -> bool:
+    return any(words.search(text) for text in _texts(row))
 
 
 def _without_history(manifest: CorpusManifest) -> CorpusManifest:
@@ -243,7 +263,7 @@ def _search_table(path: Path, name: str, identity: Identity) -> tuple[list[Found
     own = {field: ids for kind, ids in identity.ids.items() for field in ID_FIELDS[kind]}
     found: list[Found] = []
     size, number = 0, 0
-    for batch in pq.ParquetFile(path).iter_batches(10_000):
+    for batch in pq.ParquetFile(path).iter_batches(SEARCHED_ROWS):
         for row in batch.to_pylist():
             for field, text in _named_texts(row):
                 if text in own.get(field, ()) or text in values or words.search(text):
@@ -255,18 +275,21 @@ def _search_table(path: Path, name: str, identity: Identity) -> tuple[list[Found
             Found(name, f"bytes of rows {number - batch.num_rows} to {number - 1}", value)
             for value in _in_bytes(content, long)
         ]
-    raw = path.read_bytes()  # the footer holds least and greatest values
-    found += [Found(name, "bytes of the file", value) for value in _in_bytes(raw, long)]
-    return found, size + len(raw)
+    # the footer holds least and greatest values
+    found += [Found(name, "bytes of the file", value) for value in _in_file(path, long)]
+    return found, size + path.stat().st_size
 
 
 def _search_text(path: Path, name: str, identity: Identity) -> tuple[list[Found], int]:
-    content = path.read_bytes()
     words = _words(identity.words)
-    lines = content.decode("utf-8", "replace").splitlines()
-    found = [Found(name, f"line {number}", shorten(line)) for number, line in enumerate(lines, 1) if words.search(line)]
-    found += [Found(name, "bytes of the file", value) for value in _in_bytes(content, identity.long)]
-    return found, len(content)
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        found = [
+            Found(name, f"line {number}", shorten(line.rstrip("\n")))
+            for number, line in enumerate(lines, 1)
+            if words.search(line)
+        ]
+    found += [Found(name, "bytes of the file", value) for value in _in_file(path, identity.long)]
+    return found, path.stat().st_size
 
 
 def _is_telling(name: str) -> bool:
@@ -280,6 +303,19 @@ def _words(names: Iterable[str]) -> re.Pattern[str]:
 
 def _in_bytes(content: bytes, ids: Iterable[bytes]) -> list[str]:
     return [shorten(name.decode("utf-8", "replace")) for name in ids if name in content]
+
+
+def _in_file(path: Path, ids: Sequence[bytes]) -> list[str]:
+    """Give the ids that occur in the bytes of a file, which is read in pieces that overlap."""
+    overlap = max(map(len, ids), default=1) - 1
+    left, found, before = set(ids), set[bytes](), b""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            content = before + piece
+            found |= {id_ for id_ in left if id_ in content}
+            left -= found
+            before = content[-overlap:] if overlap else b""
+    return [shorten(id_.decode("utf-8", "replace")) for id_ in sorted(found)]
 
 
 def _uncompressed(batch: Any) -> bytes:

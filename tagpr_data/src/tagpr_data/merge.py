@@ -2,41 +2,41 @@
 
 Guarantee: rows keep their ids and bytes of text; equal rows come once; a conflict (one id with two contents, or kept
 here and rejected there) is refused with the ids; the result passes the same table checks as any corpus, or nothing is
-written. Price: the rows are in memory once.
+written. Memory does not grow with the corpora: rows are streamed in the order of their keys, `GROUP_ROWS` at a time;
+DuckDB, which sorts and counts, keeps to its limit and goes to the disk beyond it. Price: each row is sorted anew, also
+where it was sorted.
 """
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagpr_data import select
 from tagpr_data.card import FACTS
-from tagpr_data.corpus import MANIFEST, PAIRS, Corpus, Kind
+from tagpr_data.corpus import MANIFEST, PAIRS, RECORDS, Corpus, Kind, Table, quoted
 from tagpr_data.dataset import atomic_folder
-from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.records import (
-    CorpusManifest,
-    FileEntry,
-    PairsManifest,
-    PreferencePair,
-    ProfileItem,
-    Rejected,
-    Task,
-    Trace,
-)
-from tagpr_data.tables import content_hash, read_table, sha256_text, write_json, write_table, write_text
+from tagpr_data.errors import CheckFailed, InputError, shorten
+from tagpr_data.records import CorpusManifest, FileEntry, PairsManifest, Task
+from tagpr_data.tables import arrow_schema, batch_writer, content_hash, sha256_file, sha256_text, write_json, write_text
 
 if TYPE_CHECKING:
-    import polars as pl
+    import duckdb
+    import pyarrow as pa
 
-Frames = dict[tuple[Kind, str], "pl.DataFrame"]
-"""The tables of a corpus by kind and split."""
+Sources = Mapping[tuple[Kind, str], Sequence[Path]]
+"""The Parquet files whose rows together are one table of a new corpus, by kind and split."""
+Keep = Callable[[Kind, "pa.RecordBatch"], "pa.RecordBatch"]
+"""What stays of a batch of one kind."""
 
-_MODELS: dict[Kind, tuple[Any, list[str]]] = {
-    "traces": (Trace, ["id"]),
-    "rejected": (Rejected, ["id"]),
-    "pairs": (PreferencePair, ["id"]),
-    "profiles": (ProfileItem, ["profile_id", "position"]),
+GROUP_ROWS = 10_000
+"""Rows in memory at once, and in a row group of the files written, as `select` writes them."""
+
+_KEYS: dict[Kind, tuple[str, ...]] = {
+    "traces": ("id",),
+    "rejected": ("id",),
+    "pairs": ("id",),
+    "profiles": ("profile_id", "position"),
 }
 
 
@@ -45,9 +45,11 @@ def merge(a: Corpus, b: Corpus, output: Path, name: str | None = None, licence: 
     tasks, licence, a teacher's revision, data set of pairs), CheckFailed where rows contradict each other."""
     one, other = a.manifest, b.manifest
     _check_alike(one, other, licence)
-    frames = _joined(read_frames(a), read_frames(b))
-    _check_fates(frames)
-    pairs = _merged_pairs(a.pairs, b.pairs, frames)
+    with a.connect() as rows:
+        _add_both(rows, b)
+        _check_fates(rows)
+        pairs = _merged_pairs(a.pairs, b.pairs, rows)
+        disjoint_users = _are_disjoint(rows)
     same_data = one.dataset_hash == other.dataset_hash
     thresholds = [manifest.parameters.get("min_score") for manifest in (one, other)]
     best_of = [manifest.parameters.get("best_of") for manifest in (one, other)]
@@ -56,7 +58,7 @@ def merge(a: Corpus, b: Corpus, output: Path, name: str | None = None, licence: 
             {"name": part.name, "content_hash": part.content_hash, "parameters": part.parameters}
             for part in (one, other)
         ],
-        "disjoint_users": _are_disjoint(frames),
+        "disjoint_users": disjoint_users,
     }
     if all(isinstance(part, dict) for part in thresholds):
         kinds = sorted(set(thresholds[0] or {}) & set(thresholds[1] or {}))
@@ -74,39 +76,40 @@ def merge(a: Corpus, b: Corpus, output: Path, name: str | None = None, licence: 
             "parameters": parameters,
         }
     )
-    return write_corpus(output, frames, base, pairs)
+    files = {place: [*of(a).get(place, ()), *of(b).get(place, ())] for place in sorted({*of(a), *of(b)})}
+    return write_corpus(output, files, base, pairs, equal_once=True)
 
 
-def read_frames(corpus: Corpus) -> Frames:
-    """Read all tables of a corpus."""
-    return {
-        (table.kind, table.split): read_table(corpus.folder / table.path, _MODELS[table.kind][0])
-        for table in corpus.tables
-    }
+def of(corpus: Corpus) -> dict[tuple[Kind, str], list[Path]]:
+    """Give the files of a corpus as sources of a new one."""
+    return {(table.kind, table.split): [corpus.folder / table.path] for table in corpus.tables}
 
 
 def write_corpus(
     folder: Path,
-    frames: Frames,
+    sources: Sources,
     base: CorpusManifest,
     pairs: PairsManifest | None,
     facts: str | None = None,
+    *,
+    keep: Keep = lambda kind, batch: batch,
+    equal_once: bool = False,
     then: Callable[[Path], object] = lambda folder: None,
 ) -> CorpusManifest:
     """Write tables as a new corpus folder with documents; all that follows from rows is counted anew, the rest is taken
-    from `base` (and `pairs`). `facts` is the text of its `card.toml`; `then` looks at the folder before it gets its
-    name, and may raise. Raises InputError when the folder is not free, CheckFailed when the result does not pass
-    the table checks; nothing is left then."""
+    from `base` (and `pairs`). `keep` gives what stays of each batch; with `equal_once` equal rows come once. `facts` is
+    the text of its `card.toml`; `then` looks at the folder before it gets its name, and may raise. Raises InputError
+    when the folder is not free or an id occurs twice, CheckFailed when one id has two contents or the result does not
+    pass the table checks; nothing is left then."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there already; give a name that is free")
     with atomic_folder(folder) as temporary:
-        files = _write(temporary, frames, ("traces", "rejected"))
-        manifest = _describe(frames, files, base)
-        write_json(temporary / MANIFEST, manifest)
-        if pairs is not None:
-            inner = _write(temporary, frames, ("pairs", "profiles"))
-            inner = {path.removeprefix(f"{PAIRS}/"): entry for path, entry in inner.items()}
-            write_json(temporary / PAIRS / MANIFEST, _describe_pairs(frames, inner, pairs, manifest))
+        written = tuple(_write(temporary, sources, keep, equal_once))
+        with Corpus(temporary, base, pairs, written).connect() as rows:
+            manifest = _describe(rows, written, base)
+            write_json(temporary / MANIFEST, manifest)
+            if pairs is not None:
+                write_json(temporary / PAIRS / MANIFEST, _describe_pairs(rows, written, pairs, manifest))
         if facts is not None:
             write_text(temporary / FACTS, facts)
         _finish(temporary)
@@ -128,67 +131,120 @@ def _finish(folder: Path) -> None:
         raise CheckFailed("the result would not be valid, so nothing was written:\n  " + "\n  ".join(lines))
 
 
-def _write(folder: Path, frames: Frames, kinds: tuple[Kind, ...]) -> dict[str, FileEntry]:
-    files: dict[str, FileEntry] = {}
-    for kind, split in sorted(frames):
-        if kind in kinds:
-            model, key = _MODELS[kind]
+def _write(folder: Path, sources: Sources, keep: Keep, equal_once: bool) -> Iterator[Table]:
+    with tempfile.TemporaryDirectory(dir=folder) as spill:
+        for kind, split in sorted(sources):
             path = {"profiles": f"{PAIRS}/profiles.parquet", "pairs": f"{PAIRS}/pairs/{split}.parquet"}.get(
                 kind, f"{kind}/{split}.parquet"
             )
-            files[path] = write_table(folder / path, frames[kind, split], model, key)
-    return files
+            rows = 0
+            with batch_writer(folder / path, RECORDS[kind], GROUP_ROWS) as write:
+                kept = (keep(kind, batch) for batch in _sorted(sources[kind, split], kind, Path(spill)))
+                for batch in _unique(kept, kind, equal_once):
+                    write(batch)
+                    rows += batch.num_rows
+            yield Table(kind, split, path, FileEntry(rows=rows, sha256=sha256_file(folder / path)))
 
 
-def _describe(frames: Frames, files: dict[str, FileEntry], base: CorpusManifest) -> CorpusManifest:
-    kept, refused = _all(frames, "traces"), _all(frames, "rejected")
-    reasons: dict[str, int] = dict(refused["reason"].value_counts().iter_rows())
+def _sorted(paths: Sequence[Path], kind: Kind, spill: Path) -> "Iterator[pa.RecordBatch]":
+    """Give the rows of files in the order of their key, sorted outside of memory."""
+    import duckdb
+
+    schema, key = arrow_schema(RECORDS[kind]), ", ".join(_KEYS[kind])
+    files = ", ".join(quoted(str(path)) for path in paths)
+    with duckdb.connect() as connection:
+        connection.execute(f"SET memory_limit = '500MB'; SET threads = 2; SET temp_directory = {quoted(str(spill))}")
+        query = f"SELECT {', '.join(schema.names)} FROM read_parquet([{files}]) ORDER BY {key}"
+        try:
+            for batch in connection.sql(query).to_arrow_reader(GROUP_ROWS):
+                yield batch.cast(schema)
+        except duckdb.Error as error:
+            named = ", ".join(map(str, paths))
+            raise InputError(f"{named} cannot be read as {kind}: {shorten(str(error), 300)}") from None
+
+
+def _unique(batches: "Iterator[pa.RecordBatch]", kind: Kind, equal_once: bool) -> "Iterator[pa.RecordBatch]":
+    """Take equal rows of a sorted table once, if at all; CheckFailed where one key has two contents."""
+    import pyarrow as pa
+
+    key = _KEYS[kind]
+    last: dict[str, Any] = {}
+    unlike: list[str] = []
+    for batch in batches:
+        keys = list(zip(*(batch[name].to_pylist() for name in key), strict=True))
+        if not keys:
+            continue
+        before = [tuple(last.get(name) for name in key), *keys[:-1]]
+        twice = [place for place, pair in enumerate(zip(before, keys, strict=True)) if pair[0] == pair[1]]
+        if twice and not equal_once:
+            first = keys[twice[0]]
+            raise InputError(f"{', '.join(key)} = {first} occurs twice in {kind}; each row must be unique")
+        for place in twice:
+            row, known = _row(batch, place), _row(batch, place - 1) if place else last
+            if fields := [name for name in row if row[name] != known[name]]:
+                unlike.append(f"{'/'.join(map(str, keys[place]))} ({', '.join(fields)})")
+        last = _row(batch, len(keys) - 1)
+        dropped = set(twice)
+        kept = [place not in dropped for place in range(len(keys))]
+        yield batch.filter(pa.array(kept, pa.bool_())) if twice else batch
+    if unlike:
+        raise CheckFailed(f"{len(unlike)} rows of {kind} have one id and two contents: {'; '.join(sorted(unlike)[:5])}")
+
+
+def _row(batch: "pa.RecordBatch", place: int) -> dict[str, Any]:
+    return batch.slice(place, 1).to_pylist()[0]
+
+
+def _describe(rows: "duckdb.DuckDBPyConnection", written: Sequence[Table], base: CorpusManifest) -> CorpusManifest:
+    def counts(column: str, kind: Kind) -> dict[str, int]:
+        return dict(rows.execute(f"SELECT {column}, count(*) FROM {kind} GROUP BY ALL").fetchall())
+
+    reasons = counts("reason", "rejected")
     order = [*select.REASONS, *sorted(reasons.keys() - select.REASONS.keys())]
-    kept_by_task: dict[str, int] = dict(kept["task"].value_counts().iter_rows())
-    refused_by_task: dict[str, int] = dict(refused["task"].value_counts().iter_rows())
+    kept_by_task, refused_by_task = counts("task", "traces"), counts("task", "rejected")
     attempts = {
         task: kept_by_task.get(task, 0) + refused_by_task.get(task, 0)
         for task in sorted({*kept_by_task, *refused_by_task})
     }
-    named = {*kept["teacher"], *refused["teacher"]}
+    named = {*counts("teacher", "traces"), *counts("teacher", "rejected")}
+    claims = rows.execute("SELECT sum(claims)::BIGINT, sum(grounded_claims)::BIGINT FROM traces").fetchall()[0]
+    files = {table.path: table.entry for table in written if table.kind in ("traces", "rejected")}
     return base.model_copy(
         update={
             "teachers": {name: revision for name, revision in base.teachers.items() if name in named},
             "files": files,
             "content_hash": content_hash(base.tasks, files, [base.tagset_hash]),
-            "candidates": kept.height + refused.height,
-            "kept": kept.height,
+            "candidates": sum(attempts.values()),
+            "kept": sum(kept_by_task.values()),
             "rejected": {reason: reasons[reason] for reason in order if reason in reasons},
             "acceptance": {task: kept_by_task.get(task, 0) / count for task, count in attempts.items()},
-            "claims": int(kept["claims"].sum()),
-            "grounded_claims": int(kept["grounded_claims"].sum()),
+            "claims": claims[0] or 0,
+            "grounded_claims": claims[1] or 0,
         }
     )
 
 
 def _describe_pairs(
-    frames: Frames, files: dict[str, FileEntry], base: PairsManifest, corpus: CorpusManifest
+    rows: "duckdb.DuckDBPyConnection", written: Sequence[Table], base: PairsManifest, corpus: CorpusManifest
 ) -> PairsManifest:
-    by_split = {split: frame for (kind, split), frame in frames.items() if kind == "pairs"}
-    splits = [split for split in base.pairs if split in by_split] + sorted(by_split.keys() - base.pairs.keys())
-    kinds = {split: dict(by_split[split]["kind"].value_counts().iter_rows()) for split in splits}
+    found = [table.split for table in written if table.kind == "pairs"]
+    splits = [split for split in base.pairs if split in found] + sorted(set(found) - base.pairs.keys())
+    kinds: dict[str, dict[str, int]] = {split: {} for split in splits}
+    for split, kind, count in rows.execute("SELECT split, kind, count(*) FROM pairs GROUP BY ALL").fetchall():
+        kinds[split][kind] = count
+    users = dict(rows.execute("SELECT split, count(DISTINCT user_id) FROM pairs GROUP BY split").fetchall())
+    files = {
+        table.path.removeprefix(f"{PAIRS}/"): table.entry for table in written if table.path.startswith(f"{PAIRS}/")
+    }
     return base.model_copy(
         update={
             "files": files,
             "content_hash": content_hash(base.tasks, files),
             "corpus_hash": corpus.content_hash if base.corpus_hash else None,
             "pairs": {split: dict(sorted(kinds[split].items())) for split in splits},
-            "users": {split: by_split[split]["user_id"].n_unique() for split in splits},
+            "users": {split: users.get(split, 0) for split in splits},
         }
     )
-
-
-def _all(frames: Frames, kind: Kind) -> "pl.DataFrame":
-    import polars as pl
-
-    from tagpr_data.tables import frame_from_records
-
-    return pl.concat([frame_from_records([], _MODELS[kind][0]), *(f for (k, _), f in frames.items() if k == kind)])
 
 
 def _check_alike(one: CorpusManifest, other: CorpusManifest, licence: str | None) -> None:
@@ -211,46 +267,24 @@ def _check_alike(one: CorpusManifest, other: CorpusManifest, licence: str | None
             )
 
 
-def _joined(one: Frames, other: Frames) -> Frames:
-    import polars as pl
-
-    result: Frames = {}
-    for place in sorted({*one, *other}):
-        frames = [frames[place] for frames in (one, other) if place in frames]
-        joined = pl.concat(frames)
-        if len(frames) == 2:
-            joined = _unique(joined, place[0])
-        result[place] = joined
-    return result
+def _add_both(rows: "duckdb.DuckDBPyConnection", other: Corpus) -> None:
+    """Make views `all_KIND` of the rows here and in another corpus."""
+    for kind in RECORDS:
+        other.add_view(rows, kind, f"other_{kind}")
+        rows.execute(f"CREATE VIEW all_{kind} AS SELECT * FROM {kind} UNION ALL BY NAME SELECT * FROM other_{kind}")
 
 
-def _unique(frame: "pl.DataFrame", kind: Kind) -> "pl.DataFrame":
-    """Take equal rows once; CheckFailed where one key has two contents."""
-    key = _MODELS[kind][1]
-    twice = frame.filter(frame.select(key).is_duplicated())
-    if twice.is_empty():
-        return frame
-    once: dict[tuple[Any, ...], dict[str, Any]] = {}
-    unlike: list[str] = []
-    for row in twice.iter_rows(named=True):
-        place = tuple(row[name] for name in key)
-        known = once.setdefault(place, row)
-        if known != row:
-            fields = [name for name in row if row[name] != known[name]]
-            unlike.append(f"{'/'.join(map(str, place))} ({', '.join(fields)})")
-    if unlike:
-        raise CheckFailed(f"{len(unlike)} rows of {kind} have one id and two contents: {'; '.join(sorted(unlike)[:5])}")
-    return frame.unique(key, keep="first", maintain_order=True)
+def _check_fates(rows: "duckdb.DuckDBPyConnection") -> None:
+    both = "SELECT DISTINCT id FROM all_traces WHERE id IN (SELECT id FROM all_rejected)"
+    found = rows.execute(f"SELECT id, count(*) OVER () FROM ({both}) ORDER BY id LIMIT 5").fetchall()
+    if found:
+        ids = ", ".join(id_ for id_, _ in found)
+        raise CheckFailed(f"{found[0][1]} attempts are kept in one, rejected in the other: {ids}")
 
 
-def _check_fates(frames: Frames) -> None:
-    kept, refused = _all(frames, "traces").select("id"), _all(frames, "rejected").select("id")
-    both = kept.join(refused, on="id", how="semi")["id"].sort()
-    if both.len():
-        raise CheckFailed(f"{both.len()} attempts are kept in one, rejected in the other: {', '.join(both[:5])}")
-
-
-def _merged_pairs(one: PairsManifest | None, other: PairsManifest | None, frames: Frames) -> PairsManifest | None:
+def _merged_pairs(
+    one: PairsManifest | None, other: PairsManifest | None, rows: "duckdb.DuckDBPyConnection"
+) -> PairsManifest | None:
     """Give what the pairs manifests say together; what follows from rows is counted later."""
     if one is None or other is None:
         return one or other
@@ -259,13 +293,14 @@ def _merged_pairs(one: PairsManifest | None, other: PairsManifest | None, frames
             f"the preference pairs are about different data sets ({one.name} and {other.name}); remove one pairs "
             f"folder, merge, and make pairs of the result anew"
         )
-    users = {split: set(frame["user_id"]) for (kind, split), frame in frames.items() if kind == "pairs"}
-    known = set().union(*(found for split, found in users.items() if split != "unseen"))
-    leaked = sorted(users.get("unseen", set()) & known)
+    leaked = rows.execute(
+        "SELECT user_id, count(*) OVER () FROM all_pairs GROUP BY user_id "
+        "HAVING bool_or(split = 'unseen') AND bool_or(split <> 'unseen') ORDER BY user_id LIMIT 5"
+    ).fetchall()
     if leaked:
         raise CheckFailed(
-            f"{len(leaked)} users of the unseen preference pairs of one corpus are trained on in the other: "
-            f"{', '.join(leaked[:5])}"
+            f"{leaked[0][1]} users of the unseen preference pairs of one corpus are trained on in the other: "
+            f"{', '.join(user for user, _ in leaked)}"
         )
     reasons = [*one.skipped, *(reason for reason in other.skipped if reason not in one.skipped)]
     return one.model_copy(
@@ -277,9 +312,7 @@ def _merged_pairs(one: PairsManifest | None, other: PairsManifest | None, frames
     )
 
 
-def _are_disjoint(frames: Mapping[tuple[Kind, str], "pl.DataFrame"]) -> bool:
-    users: dict[str, set[str]] = {}
-    for (kind, split), frame in frames.items():
-        if kind in ("traces", "rejected"):
-            users.setdefault(split, set()).update(frame["user_id"])
-    return sum(map(len, users.values())) == len(set().union(*users.values()))
+def _are_disjoint(rows: "duckdb.DuckDBPyConnection") -> bool:
+    attempts = "SELECT user_id, split FROM all_traces UNION ALL SELECT user_id, split FROM all_rejected"
+    shared = f"SELECT user_id FROM ({attempts}) GROUP BY user_id HAVING min(split) <> max(split) LIMIT 1"
+    return not rows.execute(shared).fetchall()

@@ -222,6 +222,37 @@ def table_writer(
         writer.close()
 
 
+@contextmanager
+def batch_writer(
+    path: Path, model: type[Record], group_rows: int
+) -> "Generator[Callable[[pa.RecordBatch], None], None, None]":
+    """Give a function that appends Arrow batches of `model`'s schema to a Parquet file, which appears under its name
+    when the block ends. Row groups have `group_rows` rows however these come; the bytes of one group are those of
+    `write_table`. Two groups are in memory at most, and the batch."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema(model)
+    waiting: list[pa.RecordBatch] = []
+    groups = 0
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+
+        def write(batch: "pa.RecordBatch") -> None:
+            nonlocal groups
+            waiting.append(batch)
+            while sum(part.num_rows for part in waiting) >= group_rows:
+                joined = pa.Table.from_batches(waiting, schema=schema)
+                writer.write_table(joined.slice(0, group_rows).combine_chunks(), row_group_size=group_rows)
+                waiting[:] = joined.slice(group_rows).to_batches()
+                groups += 1
+
+        yield write
+        rest = pa.Table.from_batches(waiting, schema=schema)
+        if rest.num_rows or not groups:
+            writer.write_table(rest.combine_chunks(), row_group_size=group_rows)
+        writer.close()
+
+
 def content_hash(tasks: Sequence[Record], files: dict[str, FileEntry], extra: Sequence[str] = ()) -> str:
     """Give the hash that identifies a folder's content, independent of its name, place and time."""
     value = {
