@@ -193,6 +193,34 @@ def test_a_refusal_is_told_with_its_status_and_what_to_do(hub, run, corpus, stat
     assert "traces/train.parquet" in files(hub)
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (503, "503 to PUT /lfs-store/.*nothing of this push is visible"),
+        (403, "403 to PUT .*may not write"),
+        ("cut", "could not be reached.*nothing is visible"),
+    ],
+)
+@pytest.mark.slow
+def test_a_file_that_cannot_be_sent_is_told_and_the_same_command_goes_on(hub, run, corpus, fault, says):
+    # the client's own five retries of a PUT take half a minute
+    impatient = (
+        "import functools; from huggingface_hub import lfs\n"
+        "lfs.http_backoff = functools.partial(lfs.http_backoff, max_retries=0)\n"
+    )
+    hub.faults = lambda method, path: fault if method == "PUT" else None
+    done = run(impatient + PATIENT, corpus, REPO)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: ") and re.search(says, error), error
+    assert done.stderr.count("trying again") == (0 if fault == 403 else 2)
+    assert set(files(hub)) == {".gitattributes"}
+    first = iter([fault] if fault != 403 else [])
+    hub.faults = lambda method, path: next(first, None) if method == "PUT" else None
+    assert run(impatient + PATIENT, corpus, REPO).returncode == 0
+    assert files(hub)["traces/train.parquet"] == (corpus / "traces/train.parquet").read_bytes()
+
+
 @pytest.mark.slow
 def test_a_wrong_token_and_a_wrong_name_are_told(hub, run, corpus):
     done = run(PATIENT, corpus, REPO, token="hf_another_token_that_is_wrong")

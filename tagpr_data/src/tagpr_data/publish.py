@@ -202,7 +202,7 @@ def _patiently(
 
     for wait in (*waits_seconds, None):
         try:
-            return attempt()
+            return _unwrapped(attempt)
         except LocalTokenNotFoundError:
             raise InputError(_HELP[401].format(target.repo_id)) from None
         except HFValidationError as error:
@@ -220,6 +220,14 @@ def _patiently(
         say(f"{problem}; trying again in {wait:g} s")
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _unwrapped(attempt: Callable[[], T]) -> T:
+    """Make an attempt; what broke the upload of a file is raised itself, not the RuntimeError that hides it."""
+    try:
+        return attempt()
+    except RuntimeError as error:
+        raise (error.__cause__ or error) from None
 
 
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
