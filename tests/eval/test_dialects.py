@@ -39,6 +39,13 @@ def test_no_flip_is_flagged_where_all_dialects_agree():
     assert found.winner("official", "rouge-1") == "good"
 
 
+def test_a_tie_in_one_dialect_that_another_breaks_is_no_flip():
+    found = report({"first": "gardens", "second": "flower"})  # official: 0 and more; stemmed: equal
+    assert found.scores["stemmed", "rouge-1"][0] == found.scores["stemmed", "rouge-1"][1]
+    assert found.winner("stemmed", "rouge-1") != found.winner("mean", "rouge-1")
+    assert not found.has_flip("rouge-1")
+
+
 words = st.lists(st.sampled_from(["painting", "painted", "painter", "a", "the", "skies", "sky", "is"]), max_size=8)
 
 

@@ -18,6 +18,7 @@ from tagpr_data.errors import InputError
 from tagpr_eval import cells, cli, report, report_tables, stats, typeset
 
 from . import report_fixture as fixture
+from . import test_dialects as dialect_fixture
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +260,30 @@ def test_findings_do_not_claim_what_the_correction_takes_back(made):
         for fact in finding.facts:
             if "p = 1.000" in fact:
                 assert "no effect one can be sure of" in fact
+
+
+def _report_of_answers(folder, dataset, answers, gold):
+    """One cell of the task `subject` for each model, all its answers alike."""
+    fixture.make_run(folder, dataset, models=tuple(answers), ks=(1,), retrievers=("bm25",), tasks=("subject",))
+    frame = pl.read_parquet(folder / "predictions.parquet").filter(pl.col("retriever") == "bm25")
+    frame = frame.with_columns(gold=pl.lit(gold), text=pl.col("model").replace(answers))
+    frame.write_parquet(folder / "predictions.parquet")
+    return report.build(cells.load_runs([folder]))
+
+
+def test_the_report_flags_that_the_winner_changes_with_the_dialect(tmp_path, dataset):
+    made = _report_of_answers(tmp_path / "flip", dataset, dialect_fixture.SYSTEMS, dialect_fixture.GOLD)
+    flag = "THE WINNER CHANGES with the dialect for rouge-1 and rouge-L."
+    assert any(flag in finding.as_text() for finding in made.findings)
+    assert flag in report.html(made)
+    assert flag in report.markdown_text(made, "report-files")
+
+
+def test_equal_systems_have_no_winner_in_any_dialect(tmp_path, dataset):
+    made = _report_of_answers(tmp_path / "equal", dataset, {"one": "flower", "two": "flower"}, "garden flower")
+    table = next(table for table in made.tables() if table.name.startswith("dialects"))
+    assert "All dialects agree" in table.note
+    assert not any(row.strong for row in table.rows)
 
 
 def test_predictions_without_gold_are_reported_as_unscored(tmp_path, dataset):

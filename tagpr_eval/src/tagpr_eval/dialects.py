@@ -12,6 +12,7 @@ character-segmented set-based
 Guarantee: systems are compared on the examples all of them answered. Price: one pass per distinct (answer, gold).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +49,11 @@ class DialectReport:
         return self.systems[scores.index(max(scores))]
 
     def has_flip(self, metric: str) -> bool:
-        """Whether dialects disagree about the best system."""
-        return len({self.winner(dialect, metric) for dialect in DIALECTS}) > 1
+        """Whether no system is best, or one of equals, in every dialect."""
+        columns = [self.scores[dialect, metric] for dialect in DIALECTS]
+        return not any(
+            all(math.isclose(column[place], max(column)) for column in columns) for place in range(len(self.systems))
+        )
 
 
 def compare_dialects(

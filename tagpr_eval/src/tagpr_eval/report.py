@@ -153,7 +153,7 @@ def build(
             "Who is served",
             "The headline metric by length of the user's whole profile and by days since their newest item, for the "
             "largest k of each model and retriever, and for no profile.",
-            tuple(tables.slice_table(group) for group in groups),
+            tuple(table for group in groups if (table := tables.slice_table(group)).rows),
             tuple(plot for group in groups for plot in report_plots.cold_start_plots(group)),
         ),
         Section(

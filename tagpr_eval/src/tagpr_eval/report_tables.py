@@ -1,6 +1,7 @@
 """The tables of a report, one function each: cells in, `typeset.Table` out."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -248,13 +249,14 @@ def dialect_table(group: Group) -> Table | None:
     strong: set[tuple[int, int]] = set()
     ranked = [place for place, cell in enumerate(group.cells) if not cell.is_baseline and cell.control is None]
     ranked = ranked or [place for place, cell in enumerate(group.cells) if cell.model != "oracle"]
-    winners: dict[str, set[str]] = {metric: set() for metric in group.metrics}
+    agreed: dict[str, set[int]] = {metric: set(ranked) for metric in group.metrics}
     for metric in group.metrics:
         for dialect in DIALECTS:
             column = found.scores[dialect, metric]
-            winner = max(ranked, key=lambda place, column=column: column[place], default=0)
-            winners[metric].add(group.cells[winner].label)
-            strong.add((winner, first + len(values)))
+            winners = {place for place in ranked if math.isclose(column[place], max(column[p] for p in ranked))}
+            agreed[metric] &= winners
+            if len(winners) < max(2, len(ranked)):
+                strong |= {(place, first + len(values)) for place in winners}
             columns.append(Column(f"{metric} {dialect}", f"{metric} {dialect}", "number"))
             values.append(column)
     columns.append(Column("n", "n", "count"))
@@ -266,7 +268,7 @@ def dialect_table(group: Group) -> Table | None:
         )
         for place, cell in enumerate(group.cells)
     ]
-    flips = [metric for metric in group.metrics if len(winners[metric]) > 1]
+    flips = [metric for metric in group.metrics if ranked and not agreed[metric]]
     verdict = (
         f"THE WINNER CHANGES with the dialect for {' and '.join(flips)}."
         if flips
