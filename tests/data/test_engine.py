@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tagpr_data import engine
 from tagpr_data.engine import map_batches
 from tagpr_data.errors import CheckFailed, InputError
 
@@ -164,3 +165,16 @@ def test_a_cluster_that_loses_a_node_on_the_way_gives_the_rows_of_the_local_run(
             list(map_batches(_batches(9), refusing, engine="ray", address=cluster.address))
     finally:
         cluster.shutdown()
+
+
+def _two_cores(pid: int) -> set[int]:
+    return {pid, pid + 1}
+
+
+def test_few_rows_are_worked_on_in_this_process_and_more_in_others_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "FEW_ROWS", 30)
+    monkeypatch.setattr(os, "sched_getaffinity", _two_cores)
+    here = os.getpid()
+    assert set(_numbers(map_batches(_batches(3), functions.process_ids))) == {here}
+    assert here not in _numbers(map_batches(_batches(4), functions.process_ids))
+    assert here not in _numbers(map_batches(_batches(3), functions.process_ids, workers=2))

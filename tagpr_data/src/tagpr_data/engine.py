@@ -3,14 +3,14 @@
     for batch in map_batches(batches, partial(judged, tagset=tagset), workers=2): ...
 
 Guarantee: results come in the order of the batches, whichever engine runs them; batches are taken from their iterator
-only as results are taken, so memory does not grow with their number; a failure names the batch and its rows. A worker
-process that outlives this one ends itself. On Ray, what ran or lay on a node that was lost is run again, so the
-function must give the same rows for the same batch.
+only as results are taken (but for the first `FEW_ROWS` rows), so memory does not grow with their number; a failure
+names the batch and its rows. A worker process that outlives this one ends itself. On Ray, what ran or lay on a node
+that was lost is run again, so the function must give the same rows for the same batch.
 
 Price: a batch and its result are copied to another process and back (batches of 1,000 to 10,000 rows hide it), the
 function is pickled once per worker, and a worker's start costs one Python and its imports, about a second.
-At most two batches per worker are under way. One local worker, or a single batch, works in this process and
-costs nothing.
+At most two batches per worker are under way. One local worker, a single batch or, where the number of workers is not
+given, all of at most `FEW_ROWS` rows are worked on in this process, which costs nothing.
 
 On Ray these are plain tasks and not a Ray Data pipeline: Ray Data wants the whole input as its own blocks, tasks take
 any iterator and need no further dependency. Where tasks run, and again after a fault, is Ray's business.
@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from tagpr_data.errors import InputError, TagprError, shorten
@@ -38,6 +38,8 @@ BatchFunction = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
 
 _AHEAD = 2
 """Batches under way per worker: one at work, one waiting, so that no worker waits for the reader."""
+FEW_ROWS = 10_000
+"""Up to so many rows are done before worker processes would have started and imported what they need."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Engine:
 
     name: EngineName = "local"
     workers: int | None = None
-    """None: all cores."""
+    """None: all cores; for few rows this process alone."""
     address: str | None = None
 
 
@@ -64,7 +66,8 @@ def map_batches(
     """Give `function(batch)` for each batch, in order.
 
     function: picklable (of a module, or a functools.partial of such a one), without side effects.
-    workers: processes of engine `local`, tasks at once of engine `ray`; None takes all cores of the machine or cluster.
+    workers: processes of engine `local`, tasks at once of engine `ray`; None takes all cores of the machine or cluster,
+    and this process alone for few rows.
     address: of an existing Ray cluster, as `10.0.0.1:6379`, or `auto` for one that runs on this machine. Its nodes need
     the same Python and tagpr_data installed.
 
@@ -79,8 +82,9 @@ def map_batches(
         raise InputError(f"engine {engine!r} is unknown; expected local or ray")
     if address is not None:
         raise InputError(f"address {address!r} belongs to engine ray; the engine is local")
+    few_rows = FEW_ROWS if workers is None else 0
     workers = workers or len(os.sched_getaffinity(0))
-    return _here(batches, function) if workers == 1 else _in_processes(batches, function, workers)
+    return _here(batches, function) if workers == 1 else _in_processes(batches, function, workers, few_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +125,19 @@ def _here(batches: "Iterable[pa.RecordBatch]", function: BatchFunction) -> "Iter
 
 
 def _in_processes(
-    batches: "Iterable[pa.RecordBatch]", function: BatchFunction, workers: int
+    batches: "Iterable[pa.RecordBatch]", function: BatchFunction, workers: int, few_rows: int
 ) -> "Iterator[pa.RecordBatch]":
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     source = iter(batches)
-    first = list(islice(source, 2))
-    if len(first) < 2:  # not worth a process
-        yield from _here(first, function)
-        return
+    first: list[pa.RecordBatch] = []
+    while len(first) < 2 or sum(batch.num_rows for batch in first) <= few_rows:
+        if (batch := next(source, None)) is None:  # not worth a process
+            yield from _here(first, function)
+            return
+        first.append(batch)
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (pickle.dumps(function),))
     under_way: deque[tuple[_Place, Future[bytes]]] = deque()
 

@@ -51,8 +51,6 @@ _COLUMNS = (
 _CHUNK_ROWS = 100_000
 _READ_ROWS = 2_000
 """Rows read at once: whole texts and prompts, some ten kilobytes each as Python objects."""
-_FEW_ROWS = 20_000
-"""Up to so many rows are done before worker processes have started."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +77,9 @@ def check_rows(
     engine = engine or Engine()
     judge = _row_validation()
     found = {name: _Tally() for name in ROW_CHECKS}
-    workers = engine.workers
-    if workers is None and engine.name == "local" and _rows_in(paths) <= _FEW_ROWS:
-        workers = 1
     facts = map_batches(
         _batches(paths), RowFacts(tagset, dataset.folder if dataset is not None else None),
-        engine=engine.name, workers=workers, address=engine.address,
+        engine=engine.name, workers=engine.workers, address=engine.address,
     )  # fmt: skip
     pending: list[pa.RecordBatch] = []
     try:
@@ -176,12 +171,6 @@ def ephemeral_context() -> Any:
     context = great_expectations().get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     return context
-
-
-def _rows_in(paths: Sequence[Path]) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(pq.read_metadata(path).num_rows for path in paths)
 
 
 def _batches(paths: Sequence[Path]) -> "Iterator[pa.RecordBatch]":
