@@ -264,12 +264,12 @@ def test_a_teacher_with_hindsight_is_told_the_gold_and_the_corpus_prompt_is_not(
 def test_when_one_question_fails_for_good_answers_on_their_way_are_kept(stub, song_config, tmp_path):
     def behave(number: int, body: dict[str, Any]) -> Behaviour:
         if number == 3:
-            return 400, {}, "too long"
+            return 403, {}, "not yours"
         time.sleep(0.1 if number > 3 else 0.0)
         return completion()
 
     server = stub(behave)
-    with pytest.raises(InputError, match="status 400"):
+    with pytest.raises(InputError, match="status 403"):
         build(served(song_config, server, tmp_path / "corpus"))
     lines = (tmp_path / "corpus/.work/candidates.jsonl").read_text().splitlines()
     assert len(lines) == len(server.answered) == len(server.requests) - 1

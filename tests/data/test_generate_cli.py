@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from tagpr_data.budget import Forecast, Interval, Usage
 from tagpr_data.cli import app
-from tagpr_data.generate import Tally
+from tagpr_data.errors import InputError
+from tagpr_data.generate import _MOST_REFUSED_AT_START, Tally  # pyright: ignore[reportPrivateUsage]
 from tagpr_data.generate_cli import forecast_lines
 from tagpr_data.progress import duration, standing
 from tagpr_data.records import Candidate, CorpusManifest, Rejected, Trace
@@ -409,3 +410,93 @@ def test_a_forecast_is_told_with_its_bounds():
     first, second = forecast_lines(forecast)
     assert first == "pilot     20 prompts, 25 % of their answers accepted"
     assert "1.5 cost (1.2 to 1.8); time not known" in second
+
+
+# Prompts that a server refuses.
+
+TOO_LONG = b'{"error": "this model has a context of 8 tokens"}'
+
+
+def ledger(folder: Path) -> list[Rejected]:
+    return [row for path in (folder / "corpus/rejected").glob("*.parquet") for row in read_records(path, Rejected)]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_is_always_refused_is_asked_once_and_stands_in_the_ledger(status, serve, song_folder, tmp_path):
+    hard: set[str] = set()
+
+    def behave(number, body):
+        prompt = body["messages"][-1]["content"]
+        if number in (1, 5):  # also the very first question
+            hard.add(prompt)
+        return (status, TOO_LONG) if prompt in hard else by_prompt(number, body)
+
+    server = serve(behave)
+    path = config(tmp_path, song_folder, teacher(server.url, concurrency=1), attempts=2)
+    result = CliRunner().invoke(app, ["build", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "refused-by-server, the first: " in result.stderr and "a context of 8 tokens" in result.stderr
+    assert len(server.requests) == 48
+    refused = [row for row in ledger(tmp_path) if row.reason == "refused-by-server"]
+    assert len(refused) == 4  # two prompts, two attempts each
+    assert {(row.text, row.finish_reason, row.input_tokens, row.output_tokens) for row in refused} == {
+        ("", "refused", 0, 0)
+    }
+    manifest = read_json(tmp_path / "corpus/manifest.json", CorpusManifest)
+    assert manifest.rejected["refused-by-server"] == 4
+    assert manifest.candidates == 48 == manifest.kept + sum(manifest.rejected.values())
+    again = CliRunner().invoke(app, ["generate", str(path)])
+    assert again.exit_code == 0 and len(server.requests) == 48
+    assert "4 refused-by-server" in again.stdout
+    checked = CliRunner().invoke(app, ["validate", str(tmp_path / "corpus"), "--dataset", str(song_folder)])
+    assert checked.exit_code == 0, checked.output
+
+
+def test_a_run_of_which_nothing_but_refusals_come_stops_and_keeps_none_of_them(serve, song_folder, tmp_path):
+    server = serve(lambda number, body: (400, b"unknown field"))
+    path = config(tmp_path, song_folder, teacher(server.url, concurrency=1), attempts=2)
+    result = CliRunner().invoke(app, ["generate", str(path)])
+    assert isinstance(result.exception, InputError)
+    assert "the first 20 questions were all refused" in str(result.exception)
+    assert "unknown field" in str(result.exception)
+    assert len(server.requests) == _MOST_REFUSED_AT_START and journalled(tmp_path) == []
+    server.behave = by_prompt  # mended: all is asked anew
+    assert CliRunner().invoke(app, ["generate", str(path)]).exit_code == 0
+    rows = read_records(tmp_path / "corpus/.work/candidates.parquet", Candidate)
+    assert len(rows) == 48 and all(row.finish_reason == "stop" for row in rows)
+
+
+def test_a_short_run_of_which_all_is_refused_stops_too(serve, song_folder, tmp_path):
+    server = serve(lambda number, body: (422, b"no"))
+    path = config(tmp_path, song_folder, teacher(server.url), per_user=1, tasks=["genre"])
+    result = CliRunner().invoke(app, ["generate", str(path)])
+    assert isinstance(result.exception, InputError) and "all 6 questions were refused" in str(result.exception)
+    assert journalled(tmp_path) == []
+
+
+def test_a_teacher_that_gets_only_hard_prompts_may_have_them_all_refused(serve, song_folder, tmp_path):
+    first = serve(lambda number, body: by_prompt(number, body) if number > 3 else completion("no trace"))
+    second = serve(lambda number, body: (413, TOO_LONG))
+    teachers = teacher(first.url, "easy", concurrency=1) + teacher(second.url, "hard", concurrency=1)
+    path = config(tmp_path, song_folder, teachers, until_accepted=True)
+    result = CliRunner().invoke(app, ["generate", str(path)])
+    assert result.exit_code == 0, result.output
+    assert 3 <= len(second.requests) < _MOST_REFUSED_AT_START
+    assert f"{len(second.requests)} refused-by-server" in result.stdout
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_stops_at_once(status, serve, song_folder, tmp_path):
+    server = serve(lambda number, body: (status, b"who are you"))
+    path = config(tmp_path, song_folder, teacher(server.url, concurrency=1))
+    result = CliRunner().invoke(app, ["generate", str(path)])
+    assert isinstance(result.exception, InputError) and f"status {status}" in str(result.exception)
+    assert len(server.requests) == 1
+
+
+def test_refusals_count_against_a_limit_of_samples(serve, song_folder, tmp_path):
+    server = serve(lambda number, body: (400, TOO_LONG) if number <= 4 else by_prompt(number, body))
+    path = config(tmp_path, song_folder, teacher(server.url, concurrency=1))
+    result = CliRunner().invoke(app, ["generate", str(path), "--max-samples", "6", "--pilot", "0"])
+    assert result.exit_code == 0, result.output
+    assert len(server.requests) == 6 == len(journalled(tmp_path))

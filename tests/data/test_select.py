@@ -127,6 +127,7 @@ SPANISH = (
 @pytest.mark.parametrize(
     ("reason", "changes", "options"),
     [
+        ("refused-by-server", {"finish": "refused", "text": ""}, {}),
         ("cut-off", {"finish": "length"}, {}),
         ("grammar", {"text": "rock"}, {}),
         ("grammar", {"text": GOOD.replace("[P2]", "[P3]")}, {}),

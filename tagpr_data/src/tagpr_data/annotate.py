@@ -278,6 +278,8 @@ def _judge(
 
 
 def _labels_of(candidate: Candidate, count: int, tagset: TagSet) -> list[str] | Fault:
+    if candidate.finish_reason == "refused":
+        return Fault("refused-by-server", "status 400, 413 or 422; there is no reply")
     if candidate.finish_reason != "stop":
         return Fault("cut-off", f"finish reason {candidate.finish_reason}")
     return read_labels(candidate.text, count, tagset)

@@ -30,6 +30,7 @@ REASONS = {
     "empty": "the chain has no visible character",
     "has-markup": "the chain holds a tag of the set, or think markers that do not enclose it",
     "too-long": "the chain has more characters than allowed",
+    "refused-by-server": "the teacher's server refused the prompt (status 400, 413 or 422)",
     "cut-off": "the teacher's reply was cut at its length limit or ended in an error",
     "unreadable-reply": "a line of the teacher's reply is not `number: tag`",
     "unknown-tag": "the teacher's reply names a tag that the set does not have",

@@ -3,7 +3,8 @@
 Guarantee: an answer that did not arrive is an error, never an empty text, and nothing that was answered is asked
 again. 408, 429, 5xx, time-outs, refused and cut connections and broken answers are tried again with growing waits; a
 `Retry-After` holds back all questions to that server, not only the one that met it. Other refusals end at once, with
-the server's words. The key comes from a named environment variable and is in no message.
+the server's words; 400, 413 and 422 may mean this one question alone and are told apart (`PromptRefused`). The key
+comes from a named environment variable and is in no message.
 
 How many questions are on their way to a server adapts (AIMD, as in TCP): 429 and 503 halve the number, answers let it
 grow by one per round until `concurrency`. Several addresses are several servers of one model: a question goes to the
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 600.0
 _LONGEST_ANSWER_BYTES = 64 * 2**20
+_MAY_BE_THE_PROMPT = (400, 413, 422)
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop", "eos": "stop", "stop_sequence": "stop", "length": "length", "content_filter": "error",
 }  # fmt: skip
@@ -67,6 +69,11 @@ class ServerOptions(Config):
     """Further fields of every request, such as `top_k` or `chat_template_kwargs`, where the server knows them."""
     constrain: ServerKind = "none"
     """How the server takes the tag grammar, so that it enforces it: `vllm`, `llama-cpp`, or `none`."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in rows and price files."""
+        return self.model
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -106,6 +113,10 @@ class _Place:
     """The same for `failures`."""
     failures: int = 0
     """In a row, counted once a round."""
+
+
+class PromptRefused(InputError):
+    """The server refused a question with a status that may mean this question alone, as one too long for its model."""
 
 
 class _Retry(Exception):
@@ -165,7 +176,8 @@ class ChatServer:
     async def ask(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, extra: Mapping[str, Any] | None = None
     ) -> Answer:
-        """Give the answer. CheckFailed when all tries failed, InputError when the server refuses.
+        """Give the answer. CheckFailed when all tries failed, InputError when the server refuses, its kind
+        PromptRefused when that may be for this question alone.
 
         `extra` are further fields of this request, beside the options' own. Where the last message is the
         assistant's, the server is asked to go on with it (`continue_final_message`, as vLLM has it) and the answer is
@@ -290,7 +302,8 @@ class ChatServer:
         words = shorten(words.replace(self._key, "…") if self._key else words, 300)
         if status in (408, 429) or status >= 500:
             raise _Retry(f"status {status}, {words}", wait, status in (429, 503))
-        raise InputError(
+        kind = PromptRefused if status in _MAY_BE_THE_PROMPT else InputError
+        raise kind(
             f"{place.url} refused model {self.options.model!r} with status {status}: {words}; "
             f"the key is read from {self.options.key_env} ({'set' if self._key else 'not set'})"
         )

@@ -272,6 +272,8 @@ def _judge(candidate: Candidate, prompt: Prompt, items: Sequence[ProfileItem]) -
 
 
 def _labels_of(candidate: Candidate) -> list[str] | Fault:
+    if candidate.finish_reason == "refused":
+        return Fault("refused-by-server", "status 400, 413 or 422; there is no reply")
     if candidate.finish_reason != "stop":
         return Fault("cut-off", f"finish reason {candidate.finish_reason}")
     count = candidate.messages[-1].content.rpartition(_SENTENCES)[2].count("\n") + 1

@@ -3,8 +3,11 @@
 Guarantee: a candidate is in the journal as soon as it arrived; after `kill -9` at any point the same call goes on
 where it stopped, asks for nothing twice, and writes the same table of candidates as an uninterrupted run, whatever the
 order and the concurrency the answers came with. A limit stops it in good order: what is on its way is still taken in,
-and the table holds what is there. Price: memory holds about 200 bytes an answer (where it lies in the journal) and one
-profile per user in reach, not the prompts and answers; a restart judges the answers it finds again.
+and the table holds what is there. A prompt that the server refuses (status 400, 413, 422) is an attempt without text,
+free and never made again, and the run goes on; but where a teacher's first 20 are all refused, or no teacher answers
+anything, the fault is taken to lie elsewhere: the run stops and keeps none of them. Price: memory holds about 200 bytes
+an answer (where it lies in the journal) and one profile per user in reach, not the prompts and answers; a restart
+judges the answers it finds again.
 
 With `until_accepted` the attempts on a prompt are asked one after another, teacher by teacher, until enough of them
 are accepted. What is asked then depends on nothing but answers and rules, so it stays reproducible where teachers are.
@@ -23,6 +26,7 @@ from time import perf_counter
 from typing import Literal
 
 from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Pilot, Price, Purse, Usage, cost_of, forecast
+from tagpr_data.chat_server import PromptRefused
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError, TagprError
 from tagpr_data.journal import IndexedJournal, folder_lock
@@ -30,11 +34,12 @@ from tagpr_data.prompts import PromptOptions, chat_prompt, prompt_hash, visible_
 from tagpr_data.records import Candidate, Example, Message, ProfileItem, Record, Sampling, Sha256, Split
 from tagpr_data.tables import canonical_json, iter_records, sha256_text, table_writer
 from tagpr_data.tags import TagSet
-from tagpr_data.teachers import Assignment, Teacher
+from tagpr_data.teachers import Assignment, Reply, Teacher
 
 CANDIDATES = "candidates.parquet"
 JOURNAL = "candidates.jsonl"
 _PILOT_PROMPTS = 20
+_MOST_REFUSED_AT_START = 20
 
 
 class Prompt(Record):
@@ -287,13 +292,17 @@ def generate(
         prices = {(plan.teacher.name, plan.teacher.revision): plan.price for plan in plans}
         found: Counter[tuple[str, str]] = Counter()
 
+        answered: set[tuple[str, str]] = set()
+
         def on_row(row: Candidate) -> None:
             found[row.teacher, row.teacher_revision] += 1
+            if row.finish_reason != "refused":
+                answered.add((row.teacher, row.teacher_revision))
             purse.pay(row, prices.get((row.teacher, row.teacher_revision), FREE))
 
         with IndexedJournal(folder / JOURNAL, Candidate, on_row) as journal:
             run = _Run(prompts, count, tuple(plans), dataset, options, seed, judge, until_accepted, purse, journal)
-            run.watch, run.say = watch, say
+            run.watch, run.say, run.answered = watch, say, answered
             is_whole = asyncio.run(
                 run.ask_all(_pilot_limit(pilot_share, count, plans), is_pilot_only, found, on_forecast)
             )
@@ -302,6 +311,18 @@ def generate(
             run.write(folder / CANDIDATES)
         status = "pilot" if is_pilot_only and run.tally.missing else "complete" if is_whole else "partial"
         return Generation(status, run.tally, purse.spent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """An answer or a refusal, and where it belongs."""
+
+    index: int
+    row: int
+    attempt: int
+    prompt: Prompt
+    items: Sequence[ProfileItem]
+    candidate: Candidate
 
 
 class _Run:
@@ -325,6 +346,9 @@ class _Run:
         self.tally = Tally(planned=count * self.rungs)
         self.pilot: Pilot | None = None
         self.errors: list[Exception] = []
+        self.answered: set[tuple[str, str]] = set()
+        self.refused: dict[int, list[_Answered]] = {index: [] for index in range(len(plans))}
+        self.refusal = ""
         self.is_interrupted = False
         self.is_over_budget = False
         self.settled = 0
@@ -350,6 +374,8 @@ class _Run:
                 self.pilot = None
             if not (is_pilot_only or self._is_ending):
                 await self._phase(lambda prompt: _pilot_draw(self.seed, prompt) >= pilot_limit)
+            if not self._is_ending:
+                self._take_refused_at_end()
         except asyncio.CancelledError:
             if not self.is_interrupted:
                 raise
@@ -447,14 +473,14 @@ class _Run:
                 candidate = await self._ask(index, prompt, items, attempt, identity, seed)
                 if candidate is None:
                     return
-                self._settle(index, row, attempt, prompt, items, candidate)
+                self._take(_Answered(index, row, attempt, prompt, items, candidate))
             else:
                 return
 
     async def _ask(
         self, index: int, prompt: Prompt, items: Sequence[ProfileItem], attempt: int, identity: str, seed: int
     ) -> Candidate | None:
-        """Give the answer, kept in the journal; None where a limit does not allow the question."""
+        """Give the answer, or a refusal; None where a limit does not allow the question."""
         plan = self.plans[index]
         sampling = plan.samplings[attempt]
         read = sum(len(message.content) for message in prompt.messages) // 4
@@ -477,6 +503,11 @@ class _Run:
                     attempt=attempt,
                 )
             )
+        except PromptRefused as refusal:
+            reply = Reply("", "refused", 0, 0)
+            if not self.refusal:
+                self.say(f"refused-by-server, the first: {refusal}")
+            self.refusal = str(refusal)
         finally:
             self.purse.release(plan.price)
         teacher, revision = self.teachers[index]
@@ -486,12 +517,35 @@ class _Run:
             input_tokens=reply.input_tokens, output_tokens=reply.output_tokens,
             **{field: getattr(prompt, field) for field in _SHARED_FIELDS},
         )  # fmt: skip
-        self.journal.append(candidate)
-        self.purse.pay(candidate, plan.price)
-        self.tally.new.add(candidate, plan.price)
         if self.pilot is not None:
             self.pilot.seconds.setdefault(index, []).append(perf_counter() - started)
         return candidate
+
+    def _take(self, answer: "_Answered") -> None:
+        """Keep and count an answer; a refusal waits until its teacher is known to answer at all."""
+        teacher, waiting = self.teachers[answer.index], self.refused[answer.index]
+        self.purse.pay(answer.candidate, self.plans[answer.index].price)
+        if answer.candidate.finish_reason != "refused":
+            self.answered.add(teacher)
+        waiting.append(answer)
+        if teacher in self.answered:
+            while waiting:
+                self._keep(waiting.pop(0))
+        elif len(waiting) >= _MOST_REFUSED_AT_START:
+            raise InputError(f"the first {len(waiting)} questions were all refused; the last: {self.refusal}")
+
+    def _take_refused_at_end(self) -> None:
+        """Keep the few refusals of a teacher that answered nothing, if another did: it may get hard prompts only."""
+        for waiting in self.refused.values():
+            if waiting and not self.answered:
+                raise InputError(f"all {len(waiting)} questions were refused; the last: {self.refusal}")
+            while waiting:
+                self._keep(waiting.pop(0))
+
+    def _keep(self, answer: "_Answered") -> None:
+        self.journal.append(answer.candidate)
+        self.tally.new.add(answer.candidate, self.plans[answer.index].price)
+        self._settle(answer.index, answer.row, answer.attempt, answer.prompt, answer.items, answer.candidate)
 
     def _settle(
         self, index: int, row: int, attempt: int, prompt: Prompt, items: Sequence[ProfileItem], candidate: Candidate

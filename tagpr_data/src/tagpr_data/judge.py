@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REASONS: dict[str, str] = {
+    "refused-by-server": "the server refused this one prompt (status 400, 413 or 422), as one too long for its model",
     "cut-off": "the completion was cut at its length limit or ended in an error",
     "grammar": "the text breaks the tag grammar; the detail names the first violation and all codes",
     "no-gold": "the example has no gold answer to be measured against",
@@ -248,6 +249,8 @@ class Judge:
     def _fault(self, row: Row, judged: Judged) -> tuple[str, str] | None:
         """Give the first rule that is broken and what was found; claims are counted where no earlier rule is broken."""
         parsed, rules = judged.parsed, self.rules
+        if row.finish_reason == "refused":
+            return "refused-by-server", "status 400, 413 or 422; there is no text"
         if row.finish_reason != "stop":
             return "cut-off", f"finish reason {row.finish_reason}"
         if parsed.violations:

@@ -35,7 +35,7 @@ TaskKind = Literal["classification", "rating", "generation"]
 Protocol = Literal["generation", "log-likelihood"]
 """How an answer is got from a model: it writes one, or that label of the task is taken whose text is likeliest to
 follow the prompt. Numbers of the two are not compared."""
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error", "refused"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

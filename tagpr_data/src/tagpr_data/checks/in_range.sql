@@ -7,4 +7,4 @@ WHERE k < 0 OR attempt < 0 OR coalesce(input_tokens, 0) < 0 OR coalesce(output_t
    OR sampling.temperature IS NULL OR NOT sampling.temperature BETWEEN 0 AND 1e9
    OR sampling.top_p IS NULL OR NOT (sampling.top_p > 0 AND sampling.top_p <= 1)
    OR sampling.max_new_tokens IS NULL OR sampling.max_new_tokens < 1
-   OR finish_reason NOT IN ('stop', 'length', 'error')
+   OR finish_reason NOT IN ('stop', 'length', 'error', 'refused')
