@@ -20,7 +20,7 @@ def opened(folder, **settings):
 def test_without_vllm_the_extra_is_named(tiny_model):
     model = opened(tiny_model)
     prompts = [Prompt((Message(role="user", content="q"),), 0)]
-    with pytest.raises(InputError, match=r"pip install 'tagpr-eval\[vllm\]'; without one take hf:DIR_OR_ID"):
+    with pytest.raises(InputError, match=r"pip install 'tagpr-data\[vllm\]'; .* hf:DIR_OR_ID"):
         model.generate(prompts, model.batches(prompts), lambda index, completion: None)
 
 

@@ -31,6 +31,7 @@ from tagpr_data.dataset import SPLITS, Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.generate import Prompt, Retrieval, Tally, TeacherPlan, derived_seed
 from tagpr_data.journal import folder_lock
+from tagpr_data.model_files import files_hash
 from tagpr_data.prompts import PromptOptions
 from tagpr_data.records import (
     Candidate,
@@ -63,6 +64,7 @@ from tagpr_data.tables import (
 )
 from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.teachers import ScriptedTeacher, ServedTeacher
+from tagpr_data.vllm_chat import VllmOptions, VllmServer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -149,7 +151,20 @@ class ServedTeacherConfig(ServerOptions, Attempts):
     """Version of the model, as far as known; part of every row's lineage."""
 
 
-TeacherConfig = Annotated[ScriptedTeacherConfig | ServedTeacherConfig, Field(discriminator="type")]
+class VllmTeacherConfig(VllmOptions, Attempts):
+    """A model that vLLM runs in this process."""
+
+    type: Literal["vllm"]
+    """Tells the teachers apart."""
+    hindsight: bool = False
+    """Whether it is told the gold answer."""
+    blind_attempts: int = Field(default=0, ge=0)
+    """The first so many attempts are not told, so that only what fails without is rationalised."""
+    revision: str | None = None
+    """Version of the model; part of every row's lineage. None takes the hash of its files, which reads the weights."""
+
+
+TeacherConfig = Annotated[ScriptedTeacherConfig | ServedTeacherConfig | VllmTeacherConfig, Field(discriminator="type")]
 
 
 def _listed(teacher: Any) -> Any:
@@ -303,11 +318,16 @@ def teacher_plans(
             scripted = ScriptedTeacher(hindsight=teacher.hindsight, blind_attempts=teacher.blind_attempts)
             plans.append(TeacherPlan(scripted, samplings))
             continue
-        if limits.max_cost is not None and teacher.model not in prices:
+        if limits.max_cost is not None and teacher.name not in prices:
             known = ", ".join(sorted(prices)) or "none"
-            raise InputError(f"--max-cost needs a price of the model {teacher.model!r}; the price file has: {known}")
-        served = ServedTeacher(ChatServer(teacher), tagset, teacher.hindsight, teacher.revision, teacher.blind_attempts)
-        plans.append(TeacherPlan(served, samplings, teacher.at_once, prices.get(teacher.model, FREE)))
+            raise InputError(f"--max-cost needs a price of the model {teacher.name!r}; the price file has: {known}")
+        if isinstance(teacher, VllmTeacherConfig):
+            server, at_once = VllmServer(teacher), teacher.concurrency
+            revision = teacher.revision or files_hash(server.chat.folder)[:16]
+        else:
+            server, at_once, revision = ChatServer(teacher), teacher.at_once, teacher.revision
+        served = ServedTeacher(server, tagset, teacher.hindsight, revision, teacher.blind_attempts)
+        plans.append(TeacherPlan(served, samplings, at_once, prices.get(teacher.name, FREE)))
     return plans
 
 
@@ -704,8 +724,8 @@ def _splits_and_tasks(path: Path) -> tuple[list[Split], set[str]]:
 
 def _priced(config: CorpusConfig, prices: Mapping[str, Price]) -> dict[str, Any]:
     """Give the prices of the teachers for the manifest, by teacher name; nothing where none are known."""
-    served = [teacher for teacher in config.teacher if isinstance(teacher, ServedTeacherConfig)]
-    known = {teacher.model: list(prices[teacher.model]) for teacher in served if teacher.model in prices}
+    served = [teacher for teacher in config.teacher if not isinstance(teacher, ScriptedTeacherConfig)]
+    known = {teacher.name: list(prices[teacher.name]) for teacher in served if teacher.name in prices}
     return {"prices": known} if known else {}
 
 
@@ -722,7 +742,11 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     settings = config.model_dump(
         mode="json", exclude={"name", "dataset", "output", "tagset", "html_report", "teacher", "prices"}
     )
-    teachers = [teacher.model_dump(mode="json", exclude=reached) for teacher in config.teacher]
+    teachers = [
+        teacher.model_dump(mode="json", exclude=reached)
+        | ({"model": teacher.name} if isinstance(teacher, VllmTeacherConfig) else {})
+        for teacher in config.teacher
+    ]
     settings["teacher"] = teachers if len(teachers) > 1 else teachers[0]
     rules = settings["selection"]
     rules["contamination"] = [folder.name for folder in config.selection.contamination]

@@ -1,5 +1,5 @@
 """Teachers: what writes tagged traces. A scripted one, which reads the profile by rule, and any model behind an
-OpenAI-compatible server.
+OpenAI-compatible server or run by vLLM in this process.
 
 The scripted teacher needs no model and no network: the same assignment and seed give the same text. Guarantee: it
 sees only what the prompt shows, and whatever it says about an item is true: labels, quoted words, counts, who
@@ -23,6 +23,7 @@ from tagpr_data.prompts import PromptOptions, chat_prompt
 from tagpr_data.records import FinishReason, Message, ProfileItem, Sampling, Step, Task
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
 from tagpr_data.tags import TagSet
+from tagpr_data.vllm_chat import VllmServer
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class ScriptedTeacher:
 
 
 class ServedTeacher:
-    """A model behind an OpenAI-compatible server, asked with the grammar spelled out.
+    """A model behind an OpenAI-compatible server, or run by vLLM in this process, asked with the grammar spelled out.
 
     What it is told follows from the assignment, the tag set and `hindsight`; the row keeps the training prompt. Where
     the server takes grammars (`constrain` of its options), the answer is a trace in the tag grammar that cites only
@@ -129,7 +130,12 @@ class ServedTeacher:
     """
 
     def __init__(
-        self, server: ChatServer, tagset: TagSet, hindsight: bool, model_revision: str, blind_attempts: int = 0
+        self,
+        server: ChatServer | VllmServer,
+        tagset: TagSet,
+        hindsight: bool,
+        model_revision: str,
+        blind_attempts: int = 0,
     ) -> None:
         self._server = server
         self._tagset = tagset
@@ -140,7 +146,7 @@ class ServedTeacher:
     @property
     def name(self) -> str:
         """The model's name, with `-hindsight` where it is told the gold answer."""
-        return self._server.options.model + _suffix(self._hindsight, self._blind_attempts)
+        return self._server.options.name + _suffix(self._hindsight, self._blind_attempts)
 
     @property
     def revision(self) -> str:

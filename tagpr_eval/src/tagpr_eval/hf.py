@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagpr_data.constrain import Decoder
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.tables import canonical_json, sha256_file, sha256_text
+from tagpr_data.model_files import files_hash, model_folder
+from tagpr_data.tables import canonical_json, sha256_text
 from tagpr_eval import forward
 from tagpr_eval.config import ChatOptions, Decoding, LocalOptions
 from tagpr_eval.log_likelihood import Labels, label_logprobs, label_tree
@@ -36,8 +37,6 @@ from tagpr_eval.models import Completion, Finished, Messages, Prompt, is_begun
 if TYPE_CHECKING:
     import torch
 
-_IDENTITY_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
-_NOT_IDENTITY = ("trainer_state.json", "run.json", "README.json")
 _CPU_WORKERS = 4
 _TAIL_CHARACTERS = 64
 """How much of a prompt is looked at to tell how a label after it is cut into tokens."""
@@ -460,26 +459,6 @@ class _Row:
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def model_folder(place: str) -> Path:
-    """Give the folder of a model; a repository id is looked up in the Hub's cache, then downloaded."""
-    folder = Path(place)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-            raise InputError(f"{folder} is no model folder: it has neither config.json nor adapter_config.json")
-        return folder
-    if folder.exists() or place.startswith((".", "/", "~")) or place.count("/") > 1:
-        raise InputError(f"model folder {place} does not exist or is no folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(place, allow_patterns=list(_IDENTITY_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"model {place!r} is neither a folder here nor a repository that can be got: {_first_line(error)}"
-        ) from None
-
-
 def _base_of_adapter(folder: Path) -> Path | None:
     """Give the base model's folder of a LoRA adapter; None for a whole model."""
     path = folder / "adapter_config.json"
@@ -499,15 +478,6 @@ def _base_of_adapter(folder: Path) -> Path | None:
             f"{path} names the base model {base}: {error}; put that model there (the embedded one: `tagpr-train "
             "base-model`) or write its place into the file"
         ) from None
-
-
-def files_hash(folder: Path) -> str:
-    """Hash the content of all files that decide answers, by their names."""
-    files = sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern)})
-    entries = {path.name: sha256_file(path) for path in files if path.name not in _NOT_IDENTITY}
-    if not any(name.endswith(".safetensors") for name in entries):
-        raise InputError(f"{folder} holds no *.safetensors; other weight formats are not read")
-    return sha256_text(canonical_json(entries))
 
 
 def _first_line(error: Exception) -> str:
