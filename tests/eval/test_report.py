@@ -139,6 +139,28 @@ def test_the_oracle_scores_perfectly_and_is_never_the_best_model(made):
             assert not oracle.strong
 
 
+def test_rules_of_two_runs_and_rules_with_another_name_are_still_rules(tmp_path, dataset):
+    folders = [
+        fixture.make_run(tmp_path / name, dataset, models=(name,), ks=(1,), retrievers=("bm25",), tasks=("component",))
+        for name in ("one", "two")
+    ]
+    manifest = json.loads((folders[1] / "run.json").read_text())
+    manifest["config"]["models"] = ["two=hf:x", "best=oracle"]
+    (folders[1] / "run.json").write_text(json.dumps(manifest))
+    frame = pl.read_parquet(folders[1] / "predictions.parquet")
+    frame.with_columns(model=pl.col("model").replace({"oracle": "best"})).write_parquet(
+        folders[1] / "predictions.parquet"
+    )
+    group = cells.make_groups(cells.load_runs(folders))[0]
+    assert {cell.model: cell.rule for cell in group.cells} == {
+        "one": None, "two": None, "oracle": "oracle", "best": "oracle", "majority (one)": "majority",
+        "majority (two)": "majority", "own-majority (one)": "own-majority", "own-majority (two)": "own-majority",
+    }  # fmt: skip
+    made = report.build(cells.load_runs(folders))
+    assert "Best of 2 settings" in made.findings[0].as_text()
+    assert re.search("Best of 2 settings: (one|two) · bm25", made.findings[0].as_text())
+
+
 def test_lift_is_large_for_the_model_that_reads_profiles_and_unsure_for_the_one_that_guesses(made):
     table = next(table for table in made.tables() if table.name == "lift")
     names = [column.name for column in table.columns]

@@ -21,6 +21,7 @@ from tagpr_data.tables import read_json, read_table
 from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.tasks import LAMP_TASKS
 from tagpr_eval import sample_scores, stats
+from tagpr_eval.config import model_name
 from tagpr_eval.data_source import find_dataset
 
 if TYPE_CHECKING:
@@ -61,7 +62,13 @@ class Run:
     def revision(self, model: str) -> str:
         """Give the identity of a model, shortened; `rule` for baselines, a dash where the run does not say."""
         identities = self.manifest.results.get("models", {})
-        return str(identities.get(model, "rule" if model in BASELINES else "–"))[:HASH_CHARACTERS]
+        return str(identities.get(model, "rule" if self.rule(model) else "–"))[:HASH_CHARACTERS]
+
+    def rule(self, model: str) -> str | None:
+        """Give the baseline that a model name of this run stands for (`NAME=knn` names one); None for a model."""
+        named = {model_name(text): text.partition("=")[2] or text for text in self.manifest.config.get("models", ())}
+        target = named.get(model, model)
+        return target if target in BASELINES else None
 
     @property
     def data_hash(self) -> str:
@@ -87,9 +94,14 @@ class Cell:
     """What its data set knows of its prompts."""
 
     @property
+    def rule(self) -> str | None:
+        """The baseline that answered, whatever it is called here; None for a model."""
+        return self.run.rule(self.model.removesuffix(f" ({self.run.name})"))
+
+    @property
     def is_baseline(self) -> bool:
         """Whether a rule answered."""
-        return self.model in BASELINES
+        return self.rule is not None
 
     @property
     def control(self) -> str | None:

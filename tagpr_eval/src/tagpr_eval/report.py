@@ -21,7 +21,7 @@ from tagpr_data.records import Audit
 from tagpr_data.tables import write_text
 from tagpr_eval import browser, report_faithfulness, report_plots, stats
 from tagpr_eval import report_tables as tables
-from tagpr_eval.cells import BASELINES, RESAMPLES, Group, Run, best_place, make_groups, tagset_of
+from tagpr_eval.cells import RESAMPLES, Group, Run, best_place, make_groups, tagset_of
 from tagpr_eval.dialects import MEANINGS
 from tagpr_eval.plots import Plot, png_file, svg, svg_file
 from tagpr_eval.typeset import Column, Table, csv_text, escape, latex, markdown, show
@@ -88,7 +88,9 @@ def build(
     models = list(dict.fromkeys(cell.model for group in groups for cell in group.cells))
     if reference is not None and reference not in models:
         raise InputError(f"reference model {reference!r} is in no run; there are: {', '.join(models)}")
-    reference = reference or next((model for model in models if model not in BASELINES), models[0])
+    reference = reference or next(
+        (cell.model for group in groups for cell in group.cells if not cell.is_baseline), models[0]
+    )
     lift = tables.lift_table(groups)
     comparison = tables.comparison_table(groups, reference)
     dialects = [tables.dialect_table(group) for group in groups if group.task.kind == "generation"]

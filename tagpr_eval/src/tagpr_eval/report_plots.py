@@ -17,7 +17,7 @@ def score_plots(group: Group) -> list[plots.Plot]:
             how = cell.style if cell.protocol == "generation" else f"{cell.style}, {cell.protocol}"
             lines = by_panel.setdefault(f"{cell.model} ({how})", {})
             lines.setdefault(cell.retriever, []).append((str(cell.k), found[place]))
-        elif cell.control is None and cell.model != "oracle":
+        elif cell.control is None and cell.rule != "oracle":
             levels.append(plots.Line(cell.model, (("0", found[place]),), "level"))
     for panel, lines in by_panel.items():
         start = lines.pop("none", []) if len(lines) > 1 else []

@@ -139,7 +139,7 @@ def rules_table(groups: Sequence[Group]) -> Table:
         for first, cell in enumerate(group.cells):
             if id(cell) in kept and cell.control is None:
                 for second, other in enumerate(group.cells):
-                    if other.is_baseline and other.control is None and other.model != "oracle":
+                    if other.is_baseline and other.control is None and other.rule != "oracle":
                         pairs.append((group, first, second, other.model))
     return _difference_table("rules", "Models against rules", groups, pairs, Column("reference", "Minus"))
 
@@ -248,7 +248,7 @@ def dialect_table(group: Group) -> Table | None:
     values: list[tuple[float, ...]] = []
     strong: set[tuple[int, int]] = set()
     ranked = [place for place, cell in enumerate(group.cells) if not cell.is_baseline and cell.control is None]
-    ranked = ranked or [place for place, cell in enumerate(group.cells) if cell.model != "oracle"]
+    ranked = ranked or [place for place, cell in enumerate(group.cells) if cell.rule != "oracle"]
     agreed: dict[str, set[int]] = {metric: set(ranked) for metric in group.metrics}
     for metric in group.metrics:
         for dialect in DIALECTS:
@@ -346,7 +346,7 @@ def lift_pairs(group: Group) -> list[tuple[int, int]]:
     pairs = [
         (place, control_place(group.cells, place, kind))
         for place, cell in enumerate(group.cells)
-        if cell.control is None and cell.model not in ("majority", "oracle")
+        if cell.control is None and cell.rule not in ("majority", "oracle")
         for kind in ("none", "wrong-user")
     ]
     return [(first, second) for first, second in pairs if second is not None]
