@@ -46,13 +46,12 @@ def chat_prompt(
 def visible_item(task: Task, item: ProfileItem, options: PromptOptions) -> ProfileItem:
     """Give an item as the prompt shows it: fields cut, and empty where the task's template leaves them out."""
     shown = {field: f"{{{field}}}" in task.item_template for field in ("title", "text", "label")}
-    return item.model_copy(
-        update={
-            "title": _cut(item.title, options.item_words) if shown["title"] and item.title is not None else None,
-            "text": _cut(item.text, options.item_words) if shown["text"] else "",
-            "label": _cut(item.label, options.item_words) if shown["label"] and item.label is not None else None,
-        }
-    )
+    title = _cut(item.title, options.item_words) if shown["title"] and item.title is not None else None
+    text = _cut(item.text, options.item_words) if shown["text"] else ""
+    label = _cut(item.label, options.item_words) if shown["label"] and item.label is not None else None
+    if (title, text, label) == (item.title, item.text, item.label):
+        return item
+    return item.model_copy(update={"title": title, "text": text, "label": label})
 
 
 def visible_input(input_text: str, options: PromptOptions) -> str:
