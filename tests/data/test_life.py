@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tagpr_data import browse, card, corpus_cli, diff, forget, show
@@ -191,6 +192,19 @@ def test_two_halves_merge_into_the_whole(rows, make_corpus, tmp_path):
     assert [getattr(merged, name) for name in counted] == [getattr(whole, name) for name in counted]
     with pytest.raises(InputError, match="is there already"):
         merge(open_corpus(tmp_path / "a"), open_corpus(tmp_path / "b"), tmp_path / "c")
+
+
+def test_rows_in_any_order_merge_into_the_same_bytes(rows, make_corpus, tmp_path, monkeypatch):
+    traces, rejected = rows
+    whole = make_corpus(tmp_path / "whole", traces, rejected, min_score={})
+    path = tmp_path / "whole/traces/train.parquet"
+    pq.write_table(pq.read_table(path)[::-1], tmp_path / "turned.parquet")
+    monkeypatch.setattr(merging, "GROUP_ROWS", 3)
+    for files in ([path], [tmp_path / "turned.parquet"], [path, path], [tmp_path / "turned.parquet", path]):
+        batches = merging._unique(merging._sorted(files, "traces"), "traces", equal_once=True)
+        ids = [id_ for batch in batches for id_ in batch["id"].to_pylist()]
+        assert ids == sorted(row.id for row in traces["train"])
+    assert whole.kept == sum(map(len, traces.values()))
 
 
 def test_what_does_not_fit_together_is_not_merged(rows, make_corpus, tmp_path):

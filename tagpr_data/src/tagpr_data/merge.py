@@ -2,23 +2,31 @@
 
 Guarantee: rows keep their ids and bytes of text; equal rows come once; a conflict (one id with two contents, or kept
 here and rejected there) is refused with the ids; the result passes the same table checks as any corpus, or nothing is
-written. Memory does not grow with the corpora: rows are streamed in the order of their keys, `GROUP_ROWS` at a time;
-DuckDB, which sorts and counts, keeps to its limit and goes to the disk beyond it. Price: each row is sorted anew, also
-where it was sorted.
+written. Memory does not grow with the corpora: rows are streamed in the order of their keys, `GROUP_ROWS` of each file
+at a time, and DuckDB, which counts, keeps to its limit. Price: keys are read twice; a file that is not sorted by its
+key, as all of ours are, is in memory once.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagpr_data import select
 from tagpr_data.card import FACTS
-from tagpr_data.corpus import MANIFEST, PAIRS, RECORDS, Corpus, Kind, Table, quoted
+from tagpr_data.corpus import MANIFEST, PAIRS, RECORDS, Corpus, Kind, Table
 from tagpr_data.dataset import atomic_folder
-from tagpr_data.errors import CheckFailed, InputError, shorten
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import CorpusManifest, FileEntry, PairsManifest, Task
-from tagpr_data.tables import arrow_schema, batch_writer, content_hash, sha256_file, sha256_text, write_json, write_text
+from tagpr_data.tables import (
+    arrow_schema,
+    batch_writer,
+    content_hash,
+    read_table,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -132,35 +140,76 @@ def _finish(folder: Path) -> None:
 
 
 def _write(folder: Path, sources: Sources, keep: Keep, equal_once: bool) -> Iterator[Table]:
-    with tempfile.TemporaryDirectory(dir=folder) as spill:
-        for kind, split in sorted(sources):
-            path = {"profiles": f"{PAIRS}/profiles.parquet", "pairs": f"{PAIRS}/pairs/{split}.parquet"}.get(
-                kind, f"{kind}/{split}.parquet"
-            )
-            rows = 0
-            with batch_writer(folder / path, RECORDS[kind], GROUP_ROWS) as write:
-                kept = (keep(kind, batch) for batch in _sorted(sources[kind, split], kind, Path(spill)))
-                for batch in _unique(kept, kind, equal_once):
-                    write(batch)
-                    rows += batch.num_rows
-            yield Table(kind, split, path, FileEntry(rows=rows, sha256=sha256_file(folder / path)))
+    for kind, split in sorted(sources):
+        path = {"profiles": f"{PAIRS}/profiles.parquet", "pairs": f"{PAIRS}/pairs/{split}.parquet"}.get(
+            kind, f"{kind}/{split}.parquet"
+        )
+        rows = 0
+        with batch_writer(folder / path, RECORDS[kind], GROUP_ROWS) as write:
+            kept = (keep(kind, batch) for batch in _sorted(sources[kind, split], kind))
+            for batch in _unique(kept, kind, equal_once):
+                write(batch)
+                rows += batch.num_rows
+        yield Table(kind, split, path, FileEntry(rows=rows, sha256=sha256_file(folder / path)))
 
 
-def _sorted(paths: Sequence[Path], kind: Kind, spill: Path) -> "Iterator[pa.RecordBatch]":
-    """Give the rows of files in the order of their key, sorted outside of memory."""
-    import duckdb
+def _sorted(paths: Sequence[Path], kind: Kind) -> "Iterator[pa.RecordBatch]":
+    """Give the rows of files together in the order of their key, some batches of each file in memory."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
-    schema, key = arrow_schema(RECORDS[kind]), ", ".join(_KEYS[kind])
-    files = ", ".join(quoted(str(path)) for path in paths)
-    with duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '500MB'; SET threads = 2; SET temp_directory = {quoted(str(spill))}")
-        query = f"SELECT {', '.join(schema.names)} FROM read_parquet([{files}]) ORDER BY {key}"
-        try:
-            for batch in connection.sql(query).to_arrow_reader(GROUP_ROWS):
-                yield batch.cast(schema)
-        except duckdb.Error as error:
-            named = ", ".join(map(str, paths))
-            raise InputError(f"{named} cannot be read as {kind}: {shorten(str(error), 300)}") from None
+    schema, key = arrow_schema(RECORDS[kind]), _KEYS[kind]
+    streams = [_batches(path, kind) for path in paths]
+    waiting = [schema.empty_table() for _ in paths]
+    open_ = set(range(len(paths)))
+    while True:
+        for place in sorted(open_):
+            while place in open_ and not waiting[place].num_rows:
+                if (batch := next(streams[place], None)) is None:
+                    open_.discard(place)
+                else:
+                    waiting[place] = pa.Table.from_batches([batch])
+        if len(open_) < 2:  # what waits of the others is empty or comes before
+            break
+        # all rows up to the least of the last keys are at hand
+        bound = min(_last_key(waiting[place], key) for place in open_)
+        ready: list[pa.Table] = []
+        for place in open_:
+            first = pa.array([tuple(row.values()) <= bound for row in waiting[place].select(list(key)).to_pylist()])
+            ready.append(waiting[place].filter(first))
+            waiting[place] = waiting[place].filter(pc.invert(first))
+        joined = pa.concat_tables(ready)
+        yield from joined.take(pc.sort_indices(joined, [(name, "ascending") for name in key])).to_batches()
+    for place in open_:
+        yield from waiting[place].to_batches()
+        yield from streams[place]
+
+
+def _last_key(table: "pa.Table", key: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(table[name][-1].as_py() for name in key)
+
+
+def _batches(path: Path, kind: Kind) -> "Iterator[pa.RecordBatch]":
+    """Give the rows of a file in the order of its key: as they lie, where they lie so, else sorted in memory."""
+    import pyarrow.parquet as pq
+
+    schema, key = arrow_schema(RECORDS[kind]), list(_KEYS[kind])
+    with pq.ParquetFile(path) as file:
+        if _is_sorted(file.iter_batches(GROUP_ROWS, columns=key), key):
+            for batch in file.iter_batches(GROUP_ROWS):
+                yield batch.select(schema.names).cast(schema)
+            return
+    yield from read_table(path, RECORDS[kind]).sort(key).to_arrow().cast(schema).to_batches(GROUP_ROWS)
+
+
+def _is_sorted(batches: "Iterator[pa.RecordBatch]", key: Sequence[str]) -> bool:
+    before: tuple[Any, ...] | None = None
+    for batch in batches:
+        for row in zip(*(batch[name].to_pylist() for name in key), strict=True):
+            if before is not None and row < before:
+                return False
+            before = row
+    return True
 
 
 def _unique(batches: "Iterator[pa.RecordBatch]", kind: Kind, equal_once: bool) -> "Iterator[pa.RecordBatch]":
