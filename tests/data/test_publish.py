@@ -20,8 +20,8 @@ import pytest
 
 from tagpr_data import card
 from tagpr_data.corpus import open_corpus
-from tagpr_data.errors import CheckFailed
-from tagpr_data.publish import collect
+from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.publish import Target, collect
 from tagpr_data.records import Trace
 from tagpr_data.tables import read_records
 from tagpr_data.validate import validate
@@ -219,6 +219,12 @@ def test_a_file_that_cannot_be_sent_is_told_and_the_same_command_goes_on(hub, ru
     hub.faults = lambda method, path: next(first, None) if method == "PUT" else None
     assert run(impatient + PATIENT, corpus, REPO).returncode == 0
     assert files(hub)["traces/train.parquet"] == (corpus / "traces/train.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["songs", "no/such/name", "/songs", ""])
+def test_a_name_without_an_owner_is_refused_before_the_hub_is_asked(name):
+    with pytest.raises(InputError, match="OWNER/NAME"):
+        Target(name)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tagpr_data.dataset import Dataset, write_dataset
 from tagpr_data.errors import InputError
@@ -473,3 +474,8 @@ def test_acceptance_is_the_share_kept_by_task(run):
     kept, rejected = run(candidate(prompt="q1"), candidate("", prompt="q2"), candidate("", prompt="q3", task="title"))
     assert count(kept, rejected).acceptance == {"genre": 0.5, "title": 0.0}
     assert Counts().acceptance == {}
+
+
+def test_keeping_no_trace_of_a_prompt_is_no_rule():
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Selection(best_of=0)

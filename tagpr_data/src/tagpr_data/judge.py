@@ -81,7 +81,7 @@ class Selection(Config):
     """Fewest steps, where the tag set allows fewer."""
     max_steps: int | None = Field(default=None, ge=1)
     """Most steps, where the tag set allows more."""
-    best_of: int = 1
+    best_of: int = Field(default=1, ge=1)
     """Traces kept per prompt."""
     require_grounded: bool = True
     """Whether one claim that does not hold is enough to reject."""

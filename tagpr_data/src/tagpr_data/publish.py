@@ -75,6 +75,10 @@ class Target:
     public: bool = False
     """Whether a repository that is made now is public."""
 
+    def __post_init__(self) -> None:
+        if len(list(filter(None, self.repo_id.split("/")))) != 2:
+            raise InputError(f"{self.repo_id!r} is not a repository name; it is OWNER/NAME")
+
 
 def collect(folder: Path) -> tuple[Corpus, tuple[Upload, ...]]:
     """Open a corpus that is fit to be published and give its files, ordered by path.
