@@ -105,6 +105,12 @@ def test_a_part_is_the_same_examples_in_every_cell_in_the_order_of_the_draw(toy_
     assert {cell["n"] for cell in manifest.results["cells"]} != {0}
 
 
+def test_a_limit_of_the_cost_without_the_price_of_any_model_is_refused(toy_data, server, tmp_path):
+    with pytest.raises(InputError, match=r"none of the models t has a price.*prices for T"):
+        run(config(toy_data, server), tmp_path / "run", limits=Limits(max_cost=1.0, prices={"T": (1.0, 1.0)}))
+    assert not server.requests
+
+
 def test_a_limit_that_no_example_fits_leaves_an_empty_part_that_says_so(toy_data, server, tmp_path):
     manifest = run(
         config(toy_data, server, models=("t=openai:tiny",), k=(1, 2, 3, 4), seeds=(0, 1), retrievers=("random",)),

@@ -92,6 +92,11 @@ def evaluate(
     plan = _plan(config)
     configs = {spec.name: config.for_model(spec.name) for spec in specs if spec.kind != "baseline"}
     models = {spec.name: make_model(spec, configs[spec.name]) for spec in specs if spec.name in configs}
+    if limits.max_cost is not None and models and not set(models) & set(limits.prices):
+        raise InputError(
+            f"none of the models {', '.join(models)} has a price, so a limit of the cost would never stop the run; "
+            f"there are prices for {', '.join(limits.prices) or 'nothing'}"
+        )
     identities = {name: model.identity for name, model in models.items()}
     with folder_lock(output):
         manifest = _open(output, config, plan.dataset, identities)
