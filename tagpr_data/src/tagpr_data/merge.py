@@ -194,9 +194,9 @@ def _batches(path: Path, kind: Kind) -> "Iterator[pa.RecordBatch]":
     import pyarrow.parquet as pq
 
     schema, key = arrow_schema(RECORDS[kind]), list(_KEYS[kind])
-    with pq.ParquetFile(path) as file:
-        if _is_sorted(file.iter_batches(GROUP_ROWS, columns=key), key):
-            for batch in file.iter_batches(GROUP_ROWS):
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        if _is_sorted(file.iter_batches(GROUP_ROWS, columns=key, use_threads=False), key):
+            for batch in file.iter_batches(GROUP_ROWS, use_threads=False):
                 yield batch.select(schema.names).cast(schema)
             return
     yield from read_table(path, RECORDS[kind]).sort(key).to_arrow().cast(schema).to_batches(GROUP_ROWS)
