@@ -31,8 +31,8 @@ TRACE = (
 def prediction(task, text, gold, **changes):
     row = {
         "model": "m", "task": task.name, "retriever": "bm25", "k": 1, "style": "direct", "seed": 0, "example_id": "e1",
-        "user_id": "u1", "profile_size": 3, "profile_id": "p1", "item_ids": ("i1",), "prompt_hash": sha256_text(""), "text": text,
-        "finish_reason": "stop", "gold": gold,
+        "user_id": "u1", "profile_size": 3, "profile_id": "p1", "item_ids": ("i1",), "prompt_hash": sha256_text(""),
+        "text": text, "finish_reason": "stop", "gold": gold,
     }  # fmt: skip
     return Prediction(**(row | changes))
 
