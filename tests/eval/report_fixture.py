@@ -121,7 +121,8 @@ def _prediction(dataset, example, model, retriever, k):
         model=model, task=example.task, retriever=retriever, k=k, style="direct" if is_rule else "trace", seed=0,
         example_id=example.id, user_id=example.user_id, profile_size=example.profile_size,
         profile_id=profile_id, item_ids=tuple(item.item_id for item in items), prompt_hash=sha256_text(example.id),
-        text=text, finish_reason="length" if "<think>" in text and "</think>" not in text else "stop", gold=example.output,
+        text=text, finish_reason="length" if "<think>" in text and "</think>" not in text else "stop",
+        gold=example.output,
     )  # fmt: skip
 
 
