@@ -131,7 +131,7 @@ def _characters(names: Sequence[str], k: int | None, write: _Notation, answers: 
     bracket_in_answer = f"{_quoted('<')} {write.characters(first + _CONTROLS)}"
     rules = [
         (text, f"({write.characters('<' + _OPENING + _CONTROLS)} | {bracket} | {square})"),
-        (seen, write.characters("<" + _OPENING + _INVISIBLE)),
+        (seen, f"({write.characters('<' + _OPENING + _INVISIBLE)} | {bracket} | {square})"),
     ]
     if answers:
         rules.append((write.terminal("answer"), _one_of(answers)))
