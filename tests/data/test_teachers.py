@@ -134,3 +134,27 @@ def test_blind_attempts_do_not_know_the_gold_and_later_ones_do() -> None:
 
     assert [answer(0), answer(1)] == ["calm", "wild"]
     assert teacher.name == "scripted-hindsight-after-1"
+
+
+def test_a_habit_is_true_ignores_the_input_and_takes_its_share_of_attempts() -> None:
+    """Most frequent label, no look at the input, no claim that fails; told or not, the gold plays no part in it."""
+    profile = [
+        item(0, "drop hook", "exa"), item(1, "fix pixmap upload", "glamor"), item(2, "add tiles", "exa"),
+    ]  # fmt: skip
+    text = scripted_trace(COMPONENT, "pixmap upload leak", profile, None, 0, by_habit=True)
+    parsed = parse(text, TAGSET, k=3)
+    assert parsed.is_valid and parsed.answer == "exa"
+    assert [claim for claim in ground(parsed.steps, profile, "2021") if not claim.holds] == []
+    assert "analyze_query" not in {step.tag for step in parsed.steps}
+    teacher = ScriptedTeacher(habit_share=0.25)
+    assert teacher.name == "scripted-hindsight-habit-0.25"
+    answers = [
+        parse(
+            asyncio.run(
+                teacher.write(Assignment(COMPONENT, "pixmap upload", tuple(profile), (), "glamor", Sampling(), seed))
+            ).text,
+            TAGSET,
+        ).answer
+        for seed in range(200)
+    ]
+    assert 30 <= answers.count("exa") <= 70 and answers.count("exa") + answers.count("glamor") == 200

@@ -136,6 +136,9 @@ class ScriptedTeacherConfig(Attempts):
     """Whether it knows the gold answer."""
     blind_attempts: int = Field(default=0, ge=0)
     """The first so many attempts do not know it, so that only what fails without is rationalised."""
+    habit_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of attempts that answer with the user's most frequent label whatever is asked: a teacher of mixed quality,
+    to be seen through by selection or by reinforcement learning."""
 
 
 class ServedTeacherConfig(ServerOptions, Attempts):
@@ -315,8 +318,8 @@ def teacher_plans(
             for attempt in range(attempts)
         )
         if isinstance(teacher, ScriptedTeacherConfig):
-            scripted = ScriptedTeacher(hindsight=teacher.hindsight, blind_attempts=teacher.blind_attempts)
-            plans.append(TeacherPlan(scripted, samplings))
+            own = teacher.model_dump(include={"hindsight", "blind_attempts", "habit_share"})
+            plans.append(TeacherPlan(ScriptedTeacher(**own), samplings))
             continue
         if limits.max_cost is not None and teacher.name not in prices:
             known = ", ".join(sorted(prices)) or "none"

@@ -96,11 +96,15 @@ class ScriptedTeacher:
     """Whether it knows the gold answer."""
     blind_attempts: int = 0
     """The first so many attempts on a prompt do not know it: STaR rationalises only what failed without."""
+    habit_share: float = 0.0
+    """Share of attempts, in [0, 1], that go by habit: the user's most frequent label, whatever is asked. A teacher of
+    mixed quality for experiments in which reinforcement learning has to choose the better way; true all the same."""
 
     @property
     def name(self) -> str:
         """Name in rows and manifest."""
-        return "scripted" + _suffix(self.hindsight, self.blind_attempts)
+        habit = f"-habit-{self.habit_share:g}" if self.habit_share else ""
+        return "scripted" + _suffix(self.hindsight, self.blind_attempts) + habit
 
     @property
     def revision(self) -> str:
@@ -110,8 +114,9 @@ class ScriptedTeacher:
     async def write(self, assignment: Assignment) -> Reply:
         """Answer one assignment; never fails, counts no tokens."""
         is_told = self.hindsight and assignment.attempt >= self.blind_attempts
-        gold = assignment.gold if is_told else None
-        text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed)
+        by_habit = random.Random(f"habit/{assignment.seed}").random() < self.habit_share
+        gold = assignment.gold if is_told and not by_habit else None
+        text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed, by_habit)
         return Reply(text=text, finish_reason="stop")
 
     def stop(self) -> None:
@@ -194,14 +199,19 @@ _HINT = (
 )
 
 
-def scripted_trace(task: Task, input_text: str, items: Sequence[ProfileItem], gold: str | None, seed: int) -> str:
-    """Give a tagged trace for one prompt: towards `gold`, or without it towards the teacher's own prediction.
+def scripted_trace(
+    task: Task, input_text: str, items: Sequence[ProfileItem], gold: str | None, seed: int, by_habit: bool = False
+) -> str:
+    """Give a tagged trace for one prompt: towards `gold`, or without it towards the teacher's own prediction, which
+    `by_habit` is the most frequent label (generation knows no such habit).
 
     `items` and `input_text` are what the prompt shows. Deterministic in its arguments.
     """
     rng = random.Random(seed)
-    write = _generation if task.kind == "generation" else _classification
-    steps, answer = write(task, input_text, items, gold, rng)
+    if task.kind == "generation":
+        steps, answer = _generation(task, input_text, items, gold, rng)
+    else:
+        steps, answer = _classification(task, input_text, items, gold, rng, by_habit and gold is None)
     return tags.render([Step(tag=tag, text=text) for tag, text in steps], answer)
 
 
@@ -212,7 +222,7 @@ _Steps = list[tuple[str, str]]
 
 
 def _classification(
-    task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
+    task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random, by_habit: bool
 ) -> tuple[_Steps, str]:
     shared = _shared_words(query, items)
     answer = gold if gold is not None else _predicted_label(task, query, items, shared)
@@ -223,6 +233,8 @@ def _classification(
     labels = {number: label for number in seen if _is_quotable(label := items[number - 1].label) and label}
     counts = Counter(labels.values())
     usual, usual_count = counts.most_common(1)[0]
+    if by_habit:
+        answer = usual
     supporters = [number for number, label in labels.items() if label == answer]
     nearest, evidence = _evidence(supporters, shared, items)
     topic = _topic(query, [word for word, _ in evidence])
@@ -231,9 +243,14 @@ def _classification(
     if len(labels) > 1:
         steps.append(("identify_patterns", _agreement(labels, counts, rng)))
     decided = usual == answer and (usual_count > len(labels) - usual_count or len(counts) == 1)
-    if decided:
+    if by_habit:
+        steps.append(("infer_preference", f"This user leans to {answer}."))
+    elif decided:
         habit = ("keeps to", "always chose") if len(counts) == 1 else ("leans to", "mostly chose")
         steps.append(("infer_preference", f"This user {rng.choice(habit)} {answer}."))
+    if by_habit:
+        steps.append(("apply_preference", f"The habit holds: {answer}, as in [P{supporters[0]}]."))
+        return steps, answer
     if topic:
         steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
     if nearest is None:
