@@ -102,7 +102,12 @@ def test_run_writes_every_component_and_every_completion(settings: Callable[...,
     assert [row.row for row in rows] == list(range(6))
     assert [row.example_id for row in rows[:3]] == [rows[0].example_id] * 3
     assert all(row.gold in personas.SHELVES and row.violations and row.reward == 0 for row in rows)
-    assert [line["step"] for line in _lines(config, "held_out_answer")] == [0, 2]
+    held_out = _lines(config, "held_out_answer")
+    assert [line["step"] for line in held_out] == [0, 2]
+    assert held_out[0]["held_out_change"] == held_out[0]["held_out_change_high"] == 0
+    last = held_out[-1]
+    assert last["held_out_change"] == pytest.approx(last["held_out_answer"] - held_out[0]["held_out_answer"])
+    assert last["held_out_change_low"] <= last["held_out_change"] <= last["held_out_change_high"]
     assert (config.output / "model/model.safetensors").is_file() and not (config.output / "best").exists()
 
 

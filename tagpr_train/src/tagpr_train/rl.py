@@ -300,7 +300,13 @@ class RlTrainer(Durable, GRPOTrainer):
             personal=sum(row.raw("personal") for row in judged) / count if has_prmu else None,
         )
         self.measurements.append(measured)
-        figures = {"valid": sum(row.parsed.is_valid for row in judged) / count}
+        change = rl_watch.paired_change(self.measurements[0].answers, measured.answers, measured.users)
+        figures = {
+            "valid": sum(row.parsed.is_valid for row in judged) / count,
+            "change": change.mean,  # of the answers since the start, with its interval
+            "change_low": change.low,
+            "change_high": change.high,
+        }
         self.write(
             {
                 "step": measured.step,
