@@ -140,6 +140,26 @@ def test_the_grid_holds_every_last_model(written: Callable[..., Path], tmp_path:
     }
 
 
+def test_a_model_taught_another_style_is_evaluated_in_its_own(written: Callable[..., Path]) -> None:
+    path = written(
+        '[[variants]]\nname = "no-tags"\n[variants.set]\n"sft.target" = "chain"\n"guided.prompt.style" = "chain"\n'
+        '"guided.rewards.tags" = 0.0\n"exploratory.prompt.style" = "chain"\n'
+        '[[variants]]\nname = "answer-only"\ndrop = ["prmu", "guided", "exploratory"]\n'
+        'set = { "sft.target" = "answer" }\n'
+        '[[variants]]\nname = "sft-only"\ndrop = ["prmu", "guided", "exploratory"]\n'
+        '[evaluation]\ndataset = "{corpus}"\nstyles = ["trace"]\n'
+    )
+    loaded, for_stages = recipe.load_recipe(path)
+    grid = tomllib.loads(recipe.write_grid(loaded, recipe.chains(loaded, path.parent, for_stages)).read_text())
+    assert grid["per_model"] == {"no-tags-seed0": {"styles": ["chain"]}, "answer-only-seed0": {"styles": ["direct"]}}
+    from tagpr_eval.config import EvaluationConfig
+
+    read = EvaluationConfig(**grid)
+    assert [read.for_model(f"{name}-seed0").styles for name in ("whole", "no-tags", "answer-only", "sft-only")] == [
+        ("trace",), ("chain",), ("direct",), ("trace",)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*-recipe.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_can_be_planned(path: Path) -> None:
     made = planned(path)
@@ -170,7 +190,10 @@ def test_run_trains_all_stages_goes_on_and_ablate_shares_them(
         '[[stages]]\nname = "guided"\nkind = "rl"\nconfig = "rl.toml"\nset = { model = "{sft}" }\n'
         '[[stages]]\nname = "exploratory"\nkind = "rl"\nconfig = "rl.toml"\n'
         'set = { model = "{guided}", stage = "exploratory" }\n'
-        '[[variants]]\nname = "one-stage"\ndrop = ["guided"]\n[evaluation]\ndataset = "people"\n'
+        '[[variants]]\nname = "one-stage"\ndrop = ["guided"]\n'
+        '[[variants]]\nname = "answer-only"\ndrop = ["guided", "exploratory"]\nset = { "sft.target" = "answer" }\n'
+        '[[variants]]\nname = "no-tags"\nset = { "sft.target" = "chain", "guided.prompt.style" = "chain", '
+        '"guided.rewards.tags" = 0.0, "exploratory.prompt.style" = "chain" }\n[evaluation]\ndataset = "people"\n'
     )
     runner = CliRunner()
     done = runner.invoke(app, ["run", str(path)], catch_exceptions=False)
@@ -188,7 +211,8 @@ def test_run_trains_all_stages_goes_on_and_ablate_shares_them(
     assert "one-stage/seed0/exploratory: rl, to run; one-stage-seed0" in listed.output
     ablated = runner.invoke(app, ["ablate", str(path), "--no-evaluate"], catch_exceptions=False)
     assert ablated.exit_code == 0, ablated.output
-    assert (tmp_path / "runs/one-stage/seed0/exploratory/model").is_dir()
+    for product in ("one-stage/seed0/exploratory", "answer-only/seed0/sft", "no-tags/seed0/exploratory"):
+        assert (tmp_path / "runs" / product / "model").is_dir()
     assert "one-stage-seed0=hf:" in (tmp_path / "runs/evaluation.toml").read_text()
 
     other = runner.invoke(app, ["run", str(path), "--set", "sft.trainer.max_steps=3"])

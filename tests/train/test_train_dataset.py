@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tagpr_data.errors import InputError
+from tagpr_data.records import Task
 from tagpr_data.tags import load_tagset
 from tagpr_train import dataset
 
@@ -32,6 +33,41 @@ def test_answer_target_trains_the_answer_under_the_direct_prompt(tiny_model: Pat
     prompt = tokenizer.decode(example.prompt)
     assert "Write only the answer" in prompt and "think" not in prompt
     assert "[P1] red: thing 0" in prompt
+
+
+def test_chain_target_trains_the_same_words_without_tags_under_a_prompt_that_asks_for_none(
+    tiny_model: Path, make_trace: Callable
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    (example,) = dataset.encode(
+        [make_trace(0)], tokenizer, load_tagset(), context=1024, target="chain", answer_weight=2.0
+    ).examples
+    text = "<think>\n[P1] is red.\nLikes red.\n</think>\nred"
+    assert tokenizer.decode(example.completion) == text + "<|im_end|>"
+    assert example.weights == [1.0] * (len(text) - len("\nred")) + [2.0] * len("\nred ")
+    prompt = tokenizer.decode(example.prompt)
+    assert "reason about the user inside <think>" in prompt and "tag" not in prompt and "[P1] red: thing 0" in prompt
+
+
+def test_what_a_chain_model_writes_opens_the_gate_and_is_answered_as_an_evaluation_reads_it(
+    make_trace: Callable,
+) -> None:
+    """Prompt, completion, reward and extractor agree on what reasoning without tags is."""
+    from tagpr_data import answers
+    from tagpr_data.prompts import PromptOptions, chat_prompt
+    from tagpr_data.tags import parse
+    from tagpr_train import rewards
+    from tagpr_train.config import TARGET_STYLES
+
+    trace, tagset = make_trace(1), load_tagset()
+    task = Task(name="colour", kind="classification", labels=("red", "blue"), answer_form="x", item_template="{text}")
+    text = dataset.chain_text(trace)
+    assert answers.parsed(text, task).answer == "blue"
+    reward = rewards.composite(task, text, "blue", (), "", tagset, rewards.RewardWeights())
+    assert reward.gate_open and reward.answer == 1.0 and reward.tags == 0.0
+    assert {violation.code for violation in parse(text, tagset, k=1).violations} >= {"stray-text"}
+    asked = chat_prompt(task, "Which colour?", (), PromptOptions(style=TARGET_STYLES["chain"]), tagset)
+    assert dataset._in_style(trace.messages, "chain", tagset)[0] == asked[0]
 
 
 def test_prompt_longer_than_the_context_loses_its_middle_and_is_counted(tiny_model: Path, make_trace: Callable) -> None:

@@ -12,10 +12,11 @@ from tagpr_data.records import Message, ProfileItem, Task
 from tagpr_data.tables import canonical_json, sha256_text
 from tagpr_data.tags import TagSet
 
-Style = Literal["direct", "trace", "trace-explained"]
-STYLES: tuple[Style, ...] = ("direct", "trace", "trace-explained")
-"""direct: answer only. trace: tagged reasoning, for models trained on it. trace-explained: the same with the
-grammar spelled out, for teachers and models that never saw it."""
+Style = Literal["direct", "chain", "trace", "trace-explained"]
+STYLES: tuple[Style, ...] = ("direct", "chain", "trace", "trace-explained")
+"""direct: answer only. chain: reasoning without tags, for models trained on it (the ablation of the tags). trace:
+tagged reasoning, for models trained on it. trace-explained: the same with the grammar spelled out, for teachers and
+models that never saw it."""
 
 _WORD_CHARACTERS = 24
 
@@ -82,6 +83,11 @@ def _profile(task: Task, items: Sequence[ProfileItem], words: int | None) -> str
 def _system(style: Style, tagset: TagSet) -> str:
     if style == "direct":
         return "Answer as this user would. Write only the answer."
+    if style == "chain":
+        return (
+            "Answer as this user would. First reason about the user inside <think> and </think>, "
+            "naming past items as [P1], then write only the answer."
+        )
     short = (
         "Answer as this user would. First reason about the user in tagged steps inside <think> and </think>, "
         "naming past items as [P1], then write only the answer."

@@ -51,7 +51,7 @@ def run(
     retriever: Annotated[list[str] | None, typer.Option(help="Default bm25; controls: none, wrong-user.")] = None,
     encoder: Annotated[str, typer.Option(help="For dense and hybrid: minilm, contriever, folder, id.")] = "minilm",
     k: Annotated[list[int] | None, typer.Option(help="Items per prompt, default 4; 0 is the control none.")] = None,
-    style: Annotated[list[str] | None, typer.Option(help="direct (default), trace or trace-explained.")] = None,
+    style: Annotated[list[str] | None, typer.Option(help="direct (default), chain, trace or trace-explained.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Default 0.")] = None,
     max_samples: Annotated[int | None, typer.Option(help="Examples per task, a fixed draw; default: all.")] = None,
     item_words: Annotated[int | None, typer.Option(help="Cut each field of an item after so many words.")] = None,

@@ -112,7 +112,7 @@ class EvaluationConfig(Config):
     """One evaluation: every combination is a cell."""
 
     dataset: str
-    """Data set folder, folder of LaMP's own files, or OWNER/NAME of the Hub (`data_source.py`)."""
+    """Data set folder, folder of LaMP's own files, or OWNER/NAME of the Hub (`tagpr_data.data_source`)."""
     split: Split = "test"
     """Split to answer."""
     models: tuple[str, ...] = Field(min_length=1)
@@ -163,8 +163,9 @@ class EvaluationConfig(Config):
 
     @model_validator(mode="after")
     def _something_to_constrain(self) -> Self:
-        if self.sampling.constrain == "tags" and set(self.all_styles()) == {"direct"}:
-            raise ValueError("constrain tags is for traces, but style direct asks for none: add style trace")
+        if self.sampling.constrain == "tags" and not {"trace", "trace-explained"} & set(self.all_styles()):
+            styles = ", ".join(self.all_styles())
+            raise ValueError(f"constrain tags is for traces, but style {styles} asks for none: add style trace")
         return self
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from typing import Any, Literal
 from tagpr_data import answers
 from tagpr_data.cache import cache_folder
 from tagpr_data.constrain import Constraint
+from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
@@ -35,7 +36,6 @@ from tagpr_data.tags import TagSet, load_tagset
 from tagpr_eval import harness
 from tagpr_eval.baselines import BASELINES, READS_PROFILE, Situation
 from tagpr_eval.config import EvaluationConfig
-from tagpr_eval.data_source import find_dataset
 from tagpr_eval.grid import Cell, Prompter, Question, baseline_cells, cells, draw, draw_order
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import Completion, Model, Prompt, Spec, effective_seed, open_model, parse_spec
@@ -282,7 +282,11 @@ def _constraint(config: EvaluationConfig, plan: _Plan, question: Question) -> Co
     labels = plan.tasks[question.cell.task].labels or () if mode == "labels" else ()
     if question.cell.style == "direct":
         return Constraint(None, None, labels) if labels else None
-    return None if mode == "no" else Constraint(plan.tagset, len(question.item_ids), labels)
+    return (
+        None
+        if mode == "no" or question.cell.style == "chain"
+        else Constraint(plan.tagset, len(question.item_ids), labels)
+    )
 
 
 class _Asked:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_data.config import Config
-from tagpr_data.prompts import PromptOptions
+from tagpr_data.prompts import PromptOptions, Style
 from tagpr_data.records import Split
 from tagpr_train.rewards import RewardWeights
 
@@ -36,6 +36,12 @@ OWN_OPTIONS = {
     "completion_only_loss": "the loss is on the completion only",
 }
 """trl options that may not stand under `[trainer]`, and what to use instead."""
+
+Target = Literal["trace", "chain", "answer"]
+"""What SFT teaches to write."""
+
+TARGET_STYLES: dict[Target, Style] = {"trace": "trace", "chain": "chain", "answer": "direct"}
+"""Target of SFT → the prompt style that a model trained on it is asked in, in RL and in evaluation."""
 
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """trl's option to trade time for memory, by its newer and its older name."""
@@ -69,8 +75,9 @@ class Sft(Config):
     """Train on these tasks of the corpus only; None takes all."""
     tagset: Path | None = None
     """Tag-set file of the corpus; None is the shipped one."""
-    target: Literal["trace", "answer"] = "trace"
-    """`trace`: think block and answer. `answer`: the answer alone, under the direct prompt (the comparison run)."""
+    target: Target = "trace"
+    """`trace`: tagged think block and answer. `chain`: the same words without tags, under the prompt of style `chain`
+    (the ablation of the tags). `answer`: the answer alone, under that of style `direct`."""
 
     adapter: Literal["lora", "none"] = "lora"
     """`lora` trains a small adapter, `none` every weight."""

@@ -2,7 +2,8 @@
 
 One example is a prompt and a completion: the prompt is `Trace.messages` through the chat template with the opening of
 the assistant's turn, as in evaluation; the completion is the trace's text and the template's end-of-turn token, so that
-the model learns to stop. Only completion tokens carry loss. Nothing is dropped or cut without being counted.
+the model learns to stop. The targets `chain` (the trace's words without its tags) and `answer` have the system turn of
+the prompt style that asks for them. Only completion tokens carry loss. Nothing is dropped or cut without being counted.
 
 Dimensions: B batch, P prefix tokens (the prompt but for its last token), C completion tokens.
 """
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagpr_data.errors import InputError
-from tagpr_data.prompts import PromptOptions, chat_prompt
+from tagpr_data.prompts import PromptOptions, Style, chat_prompt
 from tagpr_data.records import CorpusManifest, Message, Task, Trace
 from tagpr_data.tables import read_json, read_records, sha256_file
 from tagpr_data.tags import TagSet, load_tagset
+from tagpr_train.config import TARGET_STYLES, Target
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +109,7 @@ def encode(
     tagset: TagSet,
     *,
     context: int,
-    target: str = "trace",
+    target: Target = "trace",
     answer_weight: float = 1.0,
 ) -> Encoded:
     """Tokenise traces. A prompt that does not fit `context` tokens together with its completion loses its middle
@@ -117,9 +119,10 @@ def encode(
     cut = too_long = 0
     for trace in traces:
         messages, text = trace.messages, trace.text
-        if target == "answer":
-            messages, text = _as_direct(messages, tagset), trace.answer
-        completion, weights = _completion(tokenizer, text, answer_weight if target == "trace" else 1.0)
+        if target != "trace":
+            messages = _in_style(messages, TARGET_STYLES[target], tagset)
+            text = chain_text(trace) if target == "chain" else trace.answer
+        completion, weights = _completion(tokenizer, text, 1.0 if target == "answer" else answer_weight)
         completion, weights = [*completion, end], [*weights, weights[-1] if weights else 1.0]
         room = context - len(completion)
         if room < MIN_PROMPT_TOKENS:
@@ -131,6 +134,11 @@ def encode(
             cut += 1
         examples.append(Tokens(trace.id, prompt, completion, weights))
     return Encoded(examples, {"prompts_cut": cut, "completions_too_long": too_long})
+
+
+def chain_text(trace: Trace) -> str:
+    """Give a trace's reasoning and answer without its tags: one step a line inside the think block."""
+    return "\n".join(("<think>", *(step.text for step in trace.steps), "</think>", trace.answer))
 
 
 def prompt_tokens(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
@@ -216,10 +224,10 @@ def _completion(tokenizer: "PreTrainedTokenizerBase", text: str, answer_weight: 
     return list(encoded["input_ids"]), weights
 
 
-def _as_direct(messages: Sequence[Message], tagset: TagSet) -> tuple[Message, ...]:
-    """Give the prompt with the system turn of the `direct` style, which asks for the answer alone."""
+def _in_style(messages: Sequence[Message], style: Style, tagset: TagSet) -> tuple[Message, ...]:
+    """Give the prompt with the system turn of another style; the user turn is the same in all."""
     nothing = Task(name="none", kind="generation", answer_form="", item_template="")
-    system = chat_prompt(nothing, "", (), PromptOptions(style="direct"), tagset)[0]
+    system = chat_prompt(nothing, "", (), PromptOptions(style=style), tagset)[0]
     return (system, *(message for message in messages if message.role != "system"))
 
 

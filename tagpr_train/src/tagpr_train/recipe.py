@@ -30,9 +30,10 @@ from pydantic import Field, model_validator
 
 from tagpr_data.config import Config, load
 from tagpr_data.errors import InputError
+from tagpr_data.prompts import Style
 from tagpr_data.records import RunManifest
 from tagpr_data.tables import read_json, write_text
-from tagpr_train.config import Prmu, Rl, Sft
+from tagpr_train.config import TARGET_STYLES, Prmu, Rl, Sft
 from tagpr_train.loop import Report
 
 Kind = Literal["sft", "prmu", "rl"]
@@ -138,6 +139,12 @@ class Chain:
         """The last model it leaves."""
         return [stage for stage in self.stages if stage.kind != "prmu"][-1].product
 
+    @property
+    def style(self) -> Style:
+        """Prompt style that this model was taught."""
+        settings = [stage.settings for stage in self.stages if not isinstance(stage.settings, Prmu)][-1]
+        return TARGET_STYLES[settings.target] if isinstance(settings, Sft) else settings.prompt.style
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Read a recipe. Overrides `inputs.x=…`, `output=…` and `seeds=[…]` change the recipe; those that begin with the
@@ -209,11 +216,16 @@ def run_stage(stage: Stage, report: Report | None = None) -> RunManifest:
 
 
 def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
-    """Write OUTPUT/evaluation.toml, a grid of tagpr-eval over the last models of the chains; give its path."""
+    """Write OUTPUT/evaluation.toml, a grid of tagpr-eval over the last models of the chains; give its path. A model
+    that was taught another style than those of `[evaluation]` is asked in its own."""
     path = recipe.output / "evaluation.toml"
     inputs = dict(recipe.inputs)
     settings = {key: _filled(value, inputs) for key, value in recipe.evaluation.items()}
     models = [*settings.pop("models", []), *(f"{one.name}=hf:{one.model}" for one in made)]
+    styles = settings.get("styles")
+    others = {one.name: {"styles": [one.style]} for one in made if styles and one.style not in styles}
+    if others:
+        settings["per_model"] = others | settings.get("per_model", {})
     write_text(path, "\n".join(_toml({**settings, "models": models})) + "\n")
     return path
 
