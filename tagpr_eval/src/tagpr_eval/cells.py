@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.records import Prediction, RunManifest, Task
@@ -22,7 +23,6 @@ from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.tasks import LAMP_TASKS
 from tagpr_eval import sample_scores, stats
 from tagpr_eval.config import model_name
-from tagpr_eval.data_source import find_dataset
 
 if TYPE_CHECKING:
     import polars as pl

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from tagpr_data import answers
+from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.lamp.files import write_outputs
 from tagpr_data.records import Prediction, RunManifest
 from tagpr_data.tables import atomic_path, read_json, read_records, write_text
-from tagpr_eval.data_source import find_dataset
 from tagpr_eval.grid import WRONG_USER
 from tagpr_eval.harness import file_name
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import Prediction, RunManifest
 from tagpr_data.tables import read_json, read_records
 from tagpr_eval.config import EvaluationConfig
-from tagpr_eval.data_source import find_dataset
 from tagpr_eval.meter import Meter
 from tagpr_eval.models import open_model, parse_spec
 from tagpr_eval.run import PACKAGES, PREDICTION_KEY, PREDICTIONS, evaluate
