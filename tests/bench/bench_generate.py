@@ -42,7 +42,7 @@ def main():
             place = Path(folder) / str(size)
             make_dataset(place / "dataset", size)
             (place / "c.toml").write_text(
-                f'name = "songs"\ndataset = "{place / "dataset"}"\noutput = "{place / "corpus"}"\nhtml_report = false\n'
+                f'name = "songs"\ndataset = "{place / "dataset"}"\noutput = "{place / "corpus"}"\n'
                 "empty_profile_share = 0.0\n[selection]\nduplicates = false\npersonal_data = \"off\"\n"
             )  # fmt: skip
             for command in commands:

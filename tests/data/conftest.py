@@ -91,7 +91,7 @@ def songs(song_folder: Path) -> Dataset:
 
 @pytest.fixture
 def song_config(song_folder: Path, tmp_path: Path) -> CorpusConfig:
-    return CorpusConfig(name="songs", dataset=song_folder, output=tmp_path / "corpus", k=3, html_report=False)
+    return CorpusConfig(name="songs", dataset=song_folder, output=tmp_path / "corpus", k=3)
 
 
 @pytest.fixture
@@ -139,7 +139,6 @@ def corpus_with_pairs(song_folder: Path, tmp_path_factory: pytest.TempPathFactor
         attempts=2,
         teacher={"type": "scripted", "hindsight": False},
         selection={"min_score": {"classification": 1.0, "generation": 0.1}},
-        html_report=False,
     )
     build(config)
     write_pairs(folder / "pairs", Dataset.load(song_folder), PairOptions(unseen_users=0.4), folder)

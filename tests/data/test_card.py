@@ -81,7 +81,7 @@ def test_documents_are_the_same_bytes_in_another_place(corpus, copy):
 def test_the_recipe_in_the_card_builds_the_same_corpus_again(corpus, song_folder, tmp_path):
     text = card.documents(open_corpus(corpus))["README.md"]
     (recipe,) = re.findall(r"```toml\n(.*?)```", text, re.S)
-    settings = tomllib.loads(recipe) | {"dataset": song_folder, "output": tmp_path / "again", "html_report": False}
+    settings = tomllib.loads(recipe) | {"dataset": song_folder, "output": tmp_path / "again"}
     manifest = build(CorpusConfig.model_validate(settings))
     assert manifest.content_hash == open_corpus(corpus).manifest.content_hash
 

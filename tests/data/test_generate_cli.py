@@ -124,7 +124,7 @@ def teacher(url: str, name: str = "model", **settings: object) -> str:
 def config(place: Path, song_folder: Path, teachers: str, **settings: object) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     lines = {
-        "name": "songs", "dataset": str(song_folder), "output": str(place / "corpus"), "html_report": False, **settings
+        "name": "songs", "dataset": str(song_folder), "output": str(place / "corpus"), **settings
     }  # fmt: skip
     path = place / "songs.toml"
     path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items()) + teachers)

@@ -257,7 +257,7 @@ def test_the_page_holds_every_row_and_no_text_of_it_is_markup(rows, make_corpus,
     count = browse.write_page(open_corpus(tmp_path / "a"), tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert count == sum(len(rows) for part in (traces, rejected) for rows in part.values())
-    assert "<img" not in text and text.count("</script>") == 2 and "default-src 'none'" in text
+    assert "<img" not in text and text.count("</script>") == 3 and "default-src 'none'" in text
     data = json.loads(re.findall(r'id="data">(.*?)</script>', text, re.S)[0])
     assert {row["id"] for row in data["rows"]} >= {row.id for row in traces["train"]}
     assert any(row["gold"] == evil for row in data["rows"])

@@ -103,7 +103,6 @@ def test_traces_of_the_scripted_teacher_are_paired_with_equally_honest_ones(tmp_
 
     corpus = CorpusConfig(
         name="people", dataset=people.folder, output=tmp_path / "corpus", limits={"train": 30, "validation": 10},
-        html_report=False,
     )  # fmt: skip
     build(corpus)
     manifest, attempts = _read_corpus(corpus.output, people)

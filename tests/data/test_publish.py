@@ -157,7 +157,7 @@ def test_a_new_version_is_one_commit_that_also_drops_what_is_gone(hub, run, corp
     shutil.copytree(corpus, smaller)
     shutil.rmtree(smaller / "pairs")
     card.write_documents(open_corpus(smaller))
-    validate(smaller, report=smaller / "data_docs", html=False)
+    validate(smaller, report=smaller / "data_docs")
     done = run(PATIENT, smaller, REPO)
     assert done.returncode == 0, done.stderr
     assert len(hub.repos[REPO].commits) == 3

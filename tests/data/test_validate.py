@@ -1,6 +1,8 @@
 import json
 import shutil
 from collections.abc import Callable
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,15 @@ from tagpr_data.records import CorpusManifest, DatasetManifest, FileEntry, Pairs
 from tagpr_data.row_checks import Engine
 from tagpr_data.tables import content_hash, read_json, read_records, sha256_file, write_json
 from tagpr_data.tags import load_tagset
-from tagpr_data.validate import CHECKS, ROW_CHECKS, check_rows, check_tables, raise_for, validate
+from tagpr_data.validate import (
+    CHECKS,
+    ROW_CHECKS,
+    ValidationReport,
+    check_rows,
+    check_tables,
+    raise_for,
+    validate,
+)
 
 Traces = dict[Split, list[Trace]]
 Rejects = dict[Split, list[Rejected]]
@@ -36,7 +46,6 @@ def corpus(song_folder, tmp_path_factory) -> Path:
         attempts=2,
         teacher={"type": "scripted", "hindsight": False},
         selection={"min_score": {"classification": 1.0, "generation": 0.1}},
-        html_report=False,
     )
     build(config)
     return config.output
@@ -317,19 +326,70 @@ def test_a_crashed_check_is_not_a_failed_check(corpus, tmp_path, monkeypatch):
         raise_for(report, corpus)
 
 
-def test_a_report_is_written_as_html_and_json_with_data_escaped(rows, make_corpus, tmp_path):
+def report_of(folder: Path, place: Path) -> tuple[ValidationReport, str]:
+    report = validate(folder, report=place)
+    return report, (place / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_failed_check_is_on_the_page_and_in_the_json_with_its_rows_and_data_escaped(rows, make_corpus, tmp_path):
     traces, rejected = rows
     edit_first(rejected, reason="<script>alert(1)</script>")
+    edit_first(traces, score=float("nan"))
     make_corpus(tmp_path / "corpus", traces, rejected, min_score={})
-    report = validate(tmp_path / "corpus", report=tmp_path / "report")
+    report, page = report_of(tmp_path / "corpus", tmp_path / "report")
     with pytest.raises(CheckFailed, match=r"known_reasons \(1 rows\)"):
         raise_for(report, tmp_path / "corpus")
     stored = json.loads((tmp_path / "report/report.json").read_text())
-    assert {check["name"]: check["status"] for check in stored["checks"]}["known_reasons"] == "failed"
-    pages = [path.read_text() for path in (tmp_path / "report").rglob("*.html")]
-    assert (tmp_path / "report/index.html").is_file() and len(pages) >= 2
-    assert any("known_reasons" in page for page in pages)
-    assert not any("<script>alert" in page for page in pages)
+    status = {check["name"]: check["status"] for check in stored["checks"]}
+    assert {name for name, value in status.items() if value == "failed"} == {"known_reasons", "score_range"}
+    assert stored["rows"] == {
+        "traces": sum(map(len, traces.values())), "rejected": sum(map(len, rejected.values())),
+    }  # fmt: skip
+    assert ">not valid<" in page and 'id="check-known_reasons"' in page
+    assert rejected["train"][0].id in page and "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+    assert f'{traces["train"][0].id}</td><td class="text long">score is nan; expected 0 to 1</td>' in page
+
+
+def test_the_page_says_of_every_check_what_it_asked_and_what_came_of_it(corpus, tmp_path):
+    report, page = report_of(corpus, tmp_path)
+    for result in report.results:
+        assert page.count(f'<td class="text">{result.name}</td>') == 1
+        assert escape(result.question) in page
+    assert ">valid<" in page and "What was found" not in page
+    assert "Not run: no data set given." in page
+    assert escape((CHECKS / "in_range.sql").read_text(encoding="utf-8").partition("\n")[2].strip()) in page
+
+
+def test_a_crashed_check_is_on_the_page_as_such(corpus, tmp_path, monkeypatch):
+    (tmp_path / "checks").mkdir()
+    (tmp_path / "checks/typo.sql").write_text("-- Does it run?\nSELECT row FROM nowhere")
+    monkeypatch.setattr(module, "CHECKS", tmp_path / "checks")
+    _, page = report_of(corpus, tmp_path)
+    assert ">not fully checked<" in page and "The check could not run: CatalogException" in page
+    assert ">not valid<" not in page
+
+
+def test_page_and_json_are_the_same_bytes_for_the_same_corpus_wherever_it_lies(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "copy")
+    report_of(corpus, tmp_path / "one")
+    report_of(tmp_path / "copy", tmp_path / "two")
+    for name in ("index.html", "report.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_page_asks_for_nothing(corpus, tmp_path):
+    class Links(HTMLParser):
+        found: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.found += [value or "" for name, value in attrs if name in ("src", "href", "action")]
+            assert tag not in ("link", "img", "iframe", "object")
+
+    _, page = report_of(corpus, tmp_path)
+    parser = Links()
+    parser.feed(page)
+    assert parser.found == ["#tables", "#rows"]
+    assert "url(" not in page and "@import" not in page and "default-src 'none'" in page
 
 
 def test_an_empty_corpus_is_valid(make_corpus, songs, tmp_path):

@@ -173,7 +173,7 @@ def test_an_engine_that_dies_and_a_stop_are_no_traceback(calls, model):
 def test_a_corpus_is_built_by_an_offline_teacher_whose_rows_name_no_path(calls, model, song_folder, tmp_path):
     teacher = {"type": "vllm", "model": str(model), "constrain": "vllm", "engine": {"max_model_len": 64}}
     config = CorpusConfig.model_validate(
-        {"name": "songs", "dataset": song_folder, "output": tmp_path / "corpus", "html_report": False,
+        {"name": "songs", "dataset": song_folder, "output": tmp_path / "corpus",
          "teacher": teacher, "tasks": ["genre"]}
     )  # fmt: skip
     manifest = build(config)

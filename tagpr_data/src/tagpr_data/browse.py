@@ -1,9 +1,8 @@
 """A corpus as one HTML page to read in: every trace and rejected candidate with its prompt, steps and fate.
 
 Guarantee: the page needs nothing but itself and asks for nothing; data enters it as JSON and becomes text nodes only,
-so no text of a corpus is ever markup; the same corpus gives the same bytes. Its look is that of the evaluation report
-(`assets/page.css`). Price: about the size of the texts shown; above `max_rows`, examples are drawn by the hash of their
-id, with all their attempts.
+so no text of a corpus is ever markup; the same corpus gives the same bytes. Its frame is `html_page.py`. Price: about
+the size of the texts shown; above `max_rows`, examples are drawn by the hash of their id, with all their attempts.
 """
 
 import json
@@ -12,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from tagpr_data.corpus import Corpus
+from tagpr_data.html_page import ASSETS, document
 from tagpr_data.stats import Statistics, statistics
 from tagpr_data.tables import write_text
 from tagpr_data.tags import load_tagset
 
-ASSETS = Path(__file__).parent / "assets"
-
 FILTERS = {"kind": "Fate", "split": "Split", "task": "Task", "teacher": "Teacher", "reason": "Reason", "user": "User"}
 """What rows can be filtered by: field → label."""
 
-_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
 _ITEM = "[P"
 
 
@@ -88,37 +83,14 @@ def page(corpus: Corpus, numbers: Statistics, data: dict[str, Any]) -> str:
         "Tasks": (f"{len(manifest.tasks)}", escape(", ".join(task.name for task in manifest.tasks))),
         "Content": (manifest.content_hash[:12], escape(f"{manifest.tagset}; {manifest.licence}")),
     }
-    findings = "\n".join(
-        f'<article><h2>{name}</h2><p class="score">{value}</p><p>{more}</p></article>'
-        for name, (value, more) in facts.items()
-    )
     filters = "\n".join(f'<label>{label} <select id="f-{name}"></select></label>' for name, label in FILTERS.items())
-    css = (ASSETS / "page.css").read_text(encoding="utf-8")
     js = (ASSETS / "corpus.js").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{css}
-</style>
-</head>
-<body>
-<header class="page">
-<p class="kicker">TagPR corpus</p>
-<h1>{title}</h1>
-<div class="findings" style="grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr))">
-{findings}
-</div>
-</header>
-<nav aria-label="Page"><a href="#samples">Traces</a>
-<button type="button" id="theme" title="Switch between light and dark">Light / dark</button></nav>
-<main>
-<section id="samples">
+    return document(
+        kicker="TagPR corpus",
+        title=title,
+        findings=facts,
+        links={"samples": "Traces"},
+        main=f"""<section id="samples">
 <h2>Traces and rejected candidates</h2>
 <p class="intro">Every attempt with its prompt, its steps and what became of it. Keys: <kbd>j</kbd> <kbd>k</kbd> next
 and previous, <kbd>/</kbd> search, <kbd>Esc</kbd> leave a field. A click on a citation shows the item.</p>
@@ -132,16 +104,13 @@ and previous, <kbd>/</kbd> search, <kbd>Esc</kbd> leave a field. A click on a ci
 <div id="list" tabindex="0" role="listbox" aria-label="Rows"><div id="rows"></div></div>
 <div id="detail" tabindex="0" aria-live="polite"></div>
 </div>
-</section>
-</main>
-<footer>{title}, content {escape(manifest.content_hash)}</footer>
-<script type="application/json" id="data">{_script_json(data)}</script>
+</section>""",
+        footer=f"{title}, content {escape(manifest.content_hash)}",
+        scripts=f"""<script type="application/json" id="data">{_script_json(data)}</script>
 <script>
 {js}
-</script>
-</body>
-</html>
-"""
+</script>""",
+    )
 
 
 def _row(row: dict[str, Any], prompt: int) -> dict[str, Any]:

@@ -221,8 +221,6 @@ class CorpusConfig(Config):
     """Which attempts are kept."""
     seed: int = 0
     """Everything random derives from it."""
-    html_report: bool = True
-    """Whether validation writes HTML data docs beside its JSON; costs a few seconds."""
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -625,14 +623,13 @@ class _Job:
         config = self.config
         report = config.output / "data_docs"
         checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate), checks, config.html_report)
+        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate), checks)
         if self.stages.is_done("validate", inputs) and (report / "report.json").is_file():
             self.stages.skip("validate", "passed before")
             return
-        outcome = validate.validate(config.output, config.tagset, report, config.html_report, config.dataset)
+        outcome = validate.validate(config.output, config.tagset, report, config.dataset)
         validate.raise_for(outcome, config.output)
-        page = report / ("index.html" if config.html_report else "report.json")
-        line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {page}"
+        line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {report / 'index.html'}"
         self.stages.finish("validate", inputs, line)
 
     def _generation_inputs(self, prompts_path: Path) -> str:
@@ -742,9 +739,7 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
     ]
     # how the server is reached makes no difference to what is built, and is nobody's business
     reached = set(ServerOptions.model_fields) - {"model", "extra_body", "constrain"}
-    settings = config.model_dump(
-        mode="json", exclude={"name", "dataset", "output", "tagset", "html_report", "teacher", "prices"}
-    )
+    settings = config.model_dump(mode="json", exclude={"name", "dataset", "output", "tagset", "teacher", "prices"})
     teachers = [
         teacher.model_dump(mode="json", exclude=reached)
         | ({"model": teacher.name} if isinstance(teacher, VllmTeacherConfig) else {})

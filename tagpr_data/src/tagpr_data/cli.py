@@ -58,7 +58,9 @@ def schemas(
 @app.command()
 def validate(
     corpus: Annotated[Path, typer.Argument(help="Corpus folder.")],
-    report: Annotated[Path | None, typer.Option(help="Folder for the HTML report (default: CORPUS/data_docs).")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for index.html and report.json (default: CORPUS/data_docs).")
+    ] = None,
     tagset: Annotated[Path | None, typer.Option(help="Tag-set file, where it is not the shipped one.")] = None,
     dataset: Annotated[
         Path | None, typer.Option(help="Its data set folder: claims about items are looked up again.")
@@ -73,14 +75,15 @@ def validate(
     from tagpr_data.validate import raise_for
     from tagpr_data.validate import validate as validate_corpus
 
-    outcome = validate_corpus(
-        corpus, tagset, report or corpus / "data_docs", dataset_folder=dataset, engine=Engine(engine, workers, address)
-    )
+    target = report or corpus / "data_docs"
+    outcome = validate_corpus(corpus, tagset, target, dataset_folder=dataset, engine=Engine(engine, workers, address))
     if as_json:
         typer.echo(outcome.as_json(), nl=False)
     else:
         for result in outcome.results:
             typer.echo(f"{result.status:<8} {result.name:<24} {result.question}")
+    times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in outcome.seconds.items())
+    typer.echo(f"{target / 'index.html'}: {len(outcome.results)} checks; {times}", err=True)
     raise_for(outcome, corpus)
 
 

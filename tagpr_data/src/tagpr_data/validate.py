@@ -2,33 +2,28 @@
 
 Each file in `checks/` is one question: its first line asks it, its query gives the offending rows (`row`,
 `problem`). DuckDB runs them over the Parquet files. Rows are re-parsed and judged in chunks, so that memory does not
-grow with the corpus. A check that cannot run is reported as crashed, never as failed or passed.
+grow with the corpus. A check that cannot run is reported as crashed, never as failed or passed. The same corpus gives
+the same report, byte for byte, as JSON and as a page (`validation_page.py`); how long it took is not in it.
 """
 
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
 from tagpr_data.dataset import Dataset
 from tagpr_data.engine import Engine
 from tagpr_data.errors import CheckFailed, InputError, TagprError
 from tagpr_data.records import CorpusManifest, PairsManifest, PreferencePair, ProfileItem, Record, Rejected, Trace
-from tagpr_data.row_checks import (
-    ROW_CHECKS,
-    SHOWN_ROWS,
-    CheckResult,
-    check_rows,
-    ephemeral_context,
-    great_expectations,
-)
+from tagpr_data.row_checks import ROW_CHECKS, SHOWN_ROWS, CheckResult, check_rows
 from tagpr_data.select import REASONS
 from tagpr_data.tables import arrow_schema, content_hash, read_json, sha256_file, write_text
 from tagpr_data.tags import load_tagset
+from tagpr_data.validation_page import page
 
 if TYPE_CHECKING:
     import duckdb
@@ -42,6 +37,7 @@ TABLES: dict[str, tuple[type[Record], str]] = {
     "profiles": (ProfileItem, "pairs/profiles.parquet"),
 }
 """Tables of a corpus: the record each row is, and where their files lie. The last two only where it has pairs."""
+MANIFEST = "manifest.json"
 PAIRS_MANIFEST = "pairs/manifest.json"
 COLUMNS = ("columns", "Do all files have the columns and types of their record, and a value wherever it demands one?")
 """Name and question of the check without which no other runs."""
@@ -55,7 +51,11 @@ class ValidationReport:
 
     corpus: str
     content_hash: str
+    rows: Mapping[str, int]
+    """Rows of each table that were looked at; none where the columns are wrong."""
     results: tuple[CheckResult, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float], compare=False)
+    """How long tables, rows and documents took; in no file, as the same corpus gives the same report."""
 
     @property
     def failed(self) -> tuple[CheckResult, ...]:
@@ -70,7 +70,9 @@ class ValidationReport:
     def as_json(self) -> str:
         """Give the report as JSON, checks in order."""
         results = [asdict(result) for result in self.results]
-        value = {"corpus": self.corpus, "content_hash": self.content_hash, "checks": results}
+        value = {
+            "corpus": self.corpus, "content_hash": self.content_hash, "rows": dict(self.rows), "checks": results,
+        }  # fmt: skip
         return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -78,17 +80,16 @@ def validate(
     folder: Path,
     tagset_path: Path | None = None,
     report: Path | None = None,
-    html: bool = True,
     dataset_folder: Path | None = None,
     engine: Engine | None = None,
 ) -> ValidationReport:
-    """Run all checks on a corpus folder and write `report.json` and, with `html`, data docs into `report`.
+    """Run all checks on a corpus folder and write `index.html` and `report.json` into the folder `report`.
 
     With the data set that the corpus was made from, claims about items are looked up again; without it `grounding`
     is not run. Raises InputError when the folder holds no readable corpus, its tag set is not at hand, or the data
     set is another one.
     """
-    manifest = read_json(folder / "manifest.json", CorpusManifest)
+    manifest = read_json(folder / MANIFEST, CorpusManifest)
     tagset = load_tagset(tagset_path)
     if tagset.hash != manifest.tagset_hash:
         raise InputError(
@@ -101,16 +102,21 @@ def validate(
             f"{folder} was made from the data set {manifest.dataset} ({manifest.dataset_hash[:12]}…), not from "
             f"{dataset_folder} ({dataset.manifest.content_hash[:12]}…)"
         )
+    begin = perf_counter()
     results = check_tables(folder, manifest)
-    readable = results[0].status == "passed"
+    readable, tables_done = results[0].status == "passed", perf_counter()
     traces = _parquet_files(folder, "traces")
     results += check_rows(traces, tagset, dataset, engine) if readable else _not_run(ROW_CHECKS, "columns failed")
+    rows_done = perf_counter()
     results.append(check_documents(folder) if readable else CheckResult(*DOCUMENTS, "not-run", error="columns failed"))
-    outcome = ValidationReport(corpus=manifest.name, content_hash=manifest.content_hash, results=tuple(results))
+    seconds = {
+        "tables": tables_done - begin, "rows": rows_done - tables_done, "documents": perf_counter() - rows_done,
+    }  # fmt: skip
+    counts = _row_counts(folder) if readable else {}
+    outcome = ValidationReport(manifest.name, manifest.content_hash, counts, tuple(results), seconds)
     if report is not None:
+        write_text(report / "index.html", page(outcome, _queries()))
         write_text(report / "report.json", outcome.as_json())
-        if html:
-            _write_data_docs(outcome, report)
     return outcome
 
 
@@ -129,7 +135,7 @@ def raise_for(report: ValidationReport, folder: Path) -> None:
 
 def check_tables(folder: Path, manifest: CorpusManifest) -> list[CheckResult]:
     """Run `columns`, then every query in `checks/` (not run when columns are wrong: they need them)."""
-    questions = {path.stem: path.read_text(encoding="utf-8") for path in sorted(CHECKS.glob("*.sql"))}
+    questions = _queries()
     columns = _check_columns(folder)
     asked = {name: text.partition("\n")[0].removeprefix("-- ") for name, text in questions.items()}
     if columns.status != "passed":
@@ -229,17 +235,40 @@ def _same_type(found: "pa.DataType", wanted: "pa.DataType") -> bool:
     return plain(found) == plain(wanted)
 
 
+def _queries() -> dict[str, str]:
+    """Give the text of every query in `checks/` by its name."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(CHECKS.glob("*.sql"))}
+
+
+def _row_counts(folder: Path) -> dict[str, int]:
+    import pyarrow.parquet as pq
+
+    counts = {kind: sum(pq.read_metadata(path).num_rows for path in _parquet_files(folder, kind)) for kind in TABLES}
+    return {kind: rows for kind, rows in counts.items() if _parquet_files(folder, kind)}
+
+
 def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnection":
-    """Open DuckDB with the views and tables that the queries in `checks/` may name."""
+    """Open DuckDB with the views and tables that the queries in `checks/` may name: the rows as `traces`, `rejected`,
+    `attempts`, `pairs`, `profiles`; what the manifests say as `manifest…`; `found_files` and `known_reasons`."""
     import duckdb
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     connection = duckdb.connect()
     temporary = _quoted(str(Path(tempfile.gettempdir()) / f"tagpr-duckdb-{os.getpid()}"))  # only made when needed
     connection.execute(
         f"SET memory_limit = '800MB'; SET preserve_insertion_order = false; SET temp_directory = {temporary}"
     )
+    _make_views(connection, folder)
+    pairs = read_json(folder / PAIRS_MANIFEST, PairsManifest) if (folder / PAIRS_MANIFEST).is_file() else None
+    for name, table in _statements(manifest, pairs).items():
+        connection.register(name, table)
+    connection.register("found_files", _found_files(folder))
+    connection.register("known_reasons", _table(reason=(pa.string(), REASONS)))
+    return connection
+
+
+def _make_views(connection: "duckdb.DuckDBPyConnection", folder: Path) -> None:
+    """Make one view of each kind of row, over all its files with their split, and `attempts`, kept and rejected."""
     for kind, (model, _) in TABLES.items():
         split = "split AS stated_split, * EXCLUDE (split)" if kind == "pairs" else "*"
         parts = [
@@ -259,92 +288,79 @@ def _connect(folder: Path, manifest: CorpusManifest) -> "duckdb.DuckDBPyConnecti
         f"UNION ALL SELECT {shared}, false AS is_kept FROM rejected"
     )
 
-    def table(name: str, columns: Mapping[str, tuple[Any, Iterable[Any]]]) -> None:
-        arrays = {column: pa.array(list(values), type=type_) for column, (type_, values) in columns.items()}
-        connection.register(name, pa.table(arrays))
+
+def _statements(manifest: CorpusManifest, pairs: PairsManifest | None) -> "dict[str, pa.Table]":
+    """Give what the manifests say as tables."""
+    import pyarrow as pa
 
     text, integer, real = pa.string(), pa.int64(), pa.float64()
     parameters = manifest.parameters
     best_of = parameters.get("best_of")
-    thresholds = parameters.get("min_score")
-    thresholds = thresholds if isinstance(thresholds, dict) else {}
-    task_thresholds = parameters.get("task_min_score")
-    task_thresholds = task_thresholds if isinstance(task_thresholds, dict) else {}
-    table(
-        "manifest",
-        {
-            "candidates": (integer, [manifest.candidates]),
-            "kept": (integer, [manifest.kept]),
-            "claims": (integer, [manifest.claims]),
-            "grounded_claims": (integer, [manifest.grounded_claims]),
-            "disjoint_users": (pa.bool_(), [parameters.get("disjoint_users") is True]),
-            "best_of": (integer, [best_of if isinstance(best_of, int) else None]),
-        },
-    )
-    pairs = read_json(folder / PAIRS_MANIFEST, PairsManifest) if (folder / PAIRS_MANIFEST).is_file() else None
-    hashes = {
-        "manifest.json": (manifest.content_hash, content_hash(manifest.tasks, manifest.files, [manifest.tagset_hash]))
-    }
+    thresholds, task_thresholds = _mapping(parameters.get("min_score")), _mapping(parameters.get("task_min_score"))
+    rejected, accepted, teachers, tasks = manifest.rejected, manifest.acceptance, manifest.teachers, manifest.tasks
+    stated = {MANIFEST: manifest.content_hash}
+    found = {MANIFEST: content_hash(manifest.tasks, manifest.files, [manifest.tagset_hash])}
     files = dict(manifest.files)
+    pair_counts: list[tuple[str, str, int]] = []
     if pairs is not None:
-        hashes[PAIRS_MANIFEST] = (pairs.content_hash, content_hash(pairs.tasks, pairs.files))
+        stated[PAIRS_MANIFEST], found[PAIRS_MANIFEST] = pairs.content_hash, content_hash(pairs.tasks, pairs.files)
         files |= {f"pairs/{path}": entry for path, entry in pairs.files.items()}
-    table(
-        "manifest_hashes",
-        {
-            "path": (text, hashes.keys()),
-            "stated": (text, [stated for stated, _ in hashes.values()]),
-            "found": (text, [found for _, found in hashes.values()]),
-        },
-    )
-    counts = [
-        (split, kind, rows) for split, kinds in (pairs.pairs if pairs else {}).items() for kind, rows in kinds.items()
-    ]
-    table(
-        "manifest_pairs",
-        {
-            "split": (text, [split for split, _, _ in counts]),
-            "kind": (text, [kind for _, kind, _ in counts]),
-            "rows": (integer, [rows for _, _, rows in counts]),
-        },
-    )
-    table(
-        "manifest_files",
-        {
-            "path": (text, list(files)),
-            "rows": (integer, [entry.rows for entry in files.values()]),
-            "sha256": (text, [entry.sha256 for entry in files.values()]),
-        },
-    )
+        pair_counts = [(split, kind, rows) for split, kinds in pairs.pairs.items() for kind, rows in kinds.items()]
+    return {
+        "manifest": _table(
+            candidates=(integer, [manifest.candidates]),
+            kept=(integer, [manifest.kept]),
+            claims=(integer, [manifest.claims]),
+            grounded_claims=(integer, [manifest.grounded_claims]),
+            disjoint_users=(pa.bool_(), [parameters.get("disjoint_users") is True]),
+            best_of=(integer, [best_of if isinstance(best_of, int) else None]),
+        ),
+        "manifest_hashes": _table(path=(text, stated), stated=(text, stated.values()), found=(text, found.values())),
+        "manifest_files": _table(
+            path=(text, files),
+            rows=(integer, [entry.rows for entry in files.values()]),
+            sha256=(text, [entry.sha256 for entry in files.values()]),
+        ),
+        "manifest_pairs": _table(
+            split=(text, [split for split, _, _ in pair_counts]),
+            kind=(text, [kind for _, kind, _ in pair_counts]),
+            rows=(integer, [rows for _, _, rows in pair_counts]),
+        ),
+        "manifest_rejected": _table(reason=(text, rejected), rows=(integer, rejected.values())),
+        "manifest_acceptance": _table(task=(text, accepted), share=(real, accepted.values())),
+        "manifest_thresholds": _table(kind=(text, thresholds), least=(real, thresholds.values())),
+        "manifest_task_thresholds": _table(
+            task=(text, task_thresholds), task_least=(real, task_thresholds.values())
+        ),
+        "manifest_teachers": _table(name=(text, teachers), revision=(text, teachers.values())),
+        "manifest_tasks": _table(
+            name=(text, [task.name for task in tasks]),
+            kind=(text, [task.kind for task in tasks]),
+            labels=(pa.list_(text), [task.labels for task in tasks]),
+        ),
+    }  # fmt: skip
+
+
+def _found_files(folder: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     found = sorted(path for kind in ("traces", "rejected", "pairs") for path in (folder / kind).rglob("*.parquet"))
-    table(
-        "found_files",
-        {
-            "path": (text, [path.relative_to(folder).as_posix() for path in found]),
-            "rows": (integer, [pq.read_metadata(path).num_rows for path in found]),
-            "sha256": (text, [sha256_file(path) for path in found]),
-        },
+    return _table(
+        path=(pa.string(), [path.relative_to(folder).as_posix() for path in found]),
+        rows=(pa.int64(), [pq.read_metadata(path).num_rows for path in found]),
+        sha256=(pa.string(), [sha256_file(path) for path in found]),
     )
-    rejected, accepted, tasks = manifest.rejected, manifest.acceptance, manifest.tasks
-    table("manifest_rejected", {"reason": (text, rejected.keys()), "rows": (integer, rejected.values())})
-    table("known_reasons", {"reason": (text, REASONS.keys())})
-    table("manifest_acceptance", {"task": (text, accepted.keys()), "share": (real, accepted.values())})
-    table(
-        "manifest_task_thresholds",
-        {"task": (text, task_thresholds.keys()), "task_least": (real, task_thresholds.values())},
-    )
-    table("manifest_thresholds", {"kind": (text, thresholds.keys()), "least": (real, thresholds.values())})
-    teachers = manifest.teachers
-    table("manifest_teachers", {"name": (text, teachers.keys()), "revision": (text, teachers.values())})
-    table(
-        "manifest_tasks",
-        {
-            "name": (text, [task.name for task in tasks]),
-            "kind": (text, [task.kind for task in tasks]),
-            "labels": (pa.list_(text), [task.labels for task in tasks]),
-        },
-    )
-    return connection
+
+
+def _table(**columns: tuple[Any, Iterable[Any]]) -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.table({name: pa.array(list(values), type=type_) for name, (type_, values) in columns.items()})
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _run_query(connection: "duckdb.DuckDBPyConnection", name: str, question: str, query: str) -> CheckResult:
@@ -371,54 +387,3 @@ def _parquet_files(folder: Path, kind: str) -> list[Path]:
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _write_data_docs(report: ValidationReport, folder: Path) -> None:
-    """Write the outcome of all checks as HTML: one expectation per check on its number of offending rows."""
-    import pandas as pd
-
-    gx = great_expectations()
-    context = ephemeral_context()
-    site = {
-        "class_name": "SiteBuilder",
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        "store_backend": {
-            "class_name": "TupleFilesystemStoreBackend",
-            "base_directory": str(folder.resolve()),
-        },
-    }
-    context.add_data_docs_site(site_name="corpus", site_config=site)
-    ran = [result for result in report.results if result.status in ("passed", "failed")]
-    suite = gx.ExpectationSuite(
-        name=report.corpus,
-        expectations=[
-            gx.expectations.ExpectColumnValuesToBeBetween(
-                column=result.name, min_value=0, max_value=0, description=_described(result)
-            )
-            for result in ran
-        ],
-    )
-    batch = context.data_sources.add_pandas("corpus").add_dataframe_asset("checks")
-    definition = context.validation_definitions.add(
-        gx.ValidationDefinition(
-            name=report.corpus,
-            data=batch.add_batch_definition_whole_dataframe("offending rows"),
-            suite=context.suites.add(suite),
-        )
-    )
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(
-            name=report.corpus,
-            validation_definitions=[definition],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["corpus"])],
-            result_format="SUMMARY",
-        )
-    )
-    checkpoint.run(batch_parameters={"dataframe": pd.DataFrame([{result.name: result.offending for result in ran}])})
-
-
-def _described(result: CheckResult) -> str:
-    """Give the question and what was found as HTML: the renderer puts descriptions into the page as they are."""
-    if result.status == "passed":
-        return escape(result.question)
-    return escape(f"{result.question} No, {result.offending} rows: {'; '.join(result.rows[:5])}")

@@ -5,12 +5,6 @@
   const ROW = 46;
   const ALL = "all";
 
-  $("theme").addEventListener("click", () => {
-    const root = document.documentElement;
-    const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-    root.dataset.theme = isDark ? "light" : "dark";
-  });
-
   function make(name, className, ...children) {
     const element = document.createElement(name);
     if (className) element.className = className;
