@@ -64,7 +64,7 @@ class Sft(Config):
     """Supervised fine-tuning on the traces of a corpus."""
 
     corpus: Path
-    """Corpus folder."""
+    """Corpus folder, or OWNER/NAME[@REVISION] of the Hub (`tagpr_data.data_source`)."""
     output: Path
     """Run folder; refused when it holds another run."""
     model: str = "smollm2-135m-instruct"
@@ -135,7 +135,7 @@ class Prmu(Config):
     """A reward model that scores a completion for one user, from preference pairs (`tagpr-data pairs`)."""
 
     pairs: Path
-    """Folder of pairs."""
+    """Folder of pairs, a corpus folder that holds one, or OWNER/NAME[@REVISION] of the Hub."""
     output: Path
     """Run folder; refused when it holds another run."""
     model: str = "smollm2-135m-instruct"
@@ -212,7 +212,7 @@ class Rl(Config):
     """One stage of reinforcement learning on the examples of a data set."""
 
     dataset: Path
-    """Data set folder."""
+    """Data set folder, folder of LaMP's own files, or OWNER/NAME[@REVISION] of the Hub."""
     output: Path
     """Run folder; refused when it holds another run."""
     model: str

@@ -24,12 +24,12 @@ from transformers import AutoModel, AutoTokenizer, set_seed
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from tagpr_data.data_source import find_pairs
 from tagpr_data.errors import InputError
-from tagpr_data.journal import folder_lock
 from tagpr_data.pairs import PairFolder
 from tagpr_data.records import PreferencePair, ProfileItem, RunManifest
 from tagpr_data.tables import write_text
-from tagpr_train import base_model, loop, prmu_eval, runs
+from tagpr_train import base_model, loop, prmu_eval, ranks, runs
 from tagpr_train.config import Prmu
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 from tagpr_train.prmu import PRMU, pad
@@ -48,10 +48,10 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
     A complete run is given back as it is when `resume` is set. `report` gets every line of metrics.jsonl.
     """
     arguments = trainer_arguments(config)
-    folder = PairFolder(config.pairs)
+    folder = PairFolder(find_pairs(config.pairs))
     data = {folder.manifest.name: folder.manifest.content_hash}
     name = base_model.resolve(config.model)
-    with folder_lock(config.output):
+    with runs.held(config.output):
         manifest = runs.open_run(config.output, "prmu", config, data, config.seed, resume)
         if manifest.status == "complete":
             return manifest
@@ -76,6 +76,7 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         calibrate(model, folder, _spread(pairs, _CALIBRATION_PAIRS))
         evaluation = prmu_eval.evaluate(model, folder)
         results = {**trainer.results(), "validation_loss": validation_loss, **prmu_eval.headline(evaluation)}
+        results["licence"] = folder.manifest.licence
         with runs.atomic_folder(config.output / "prmu") as target:
             model.save_pretrained(target)
             write_text(target / "README.md", prmu_eval.card(model, evaluation, folder.manifest, config))

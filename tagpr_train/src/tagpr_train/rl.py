@@ -32,6 +32,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from tagpr_data import answers
+from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.journal import folder_lock
@@ -80,7 +81,7 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
     """
     arguments = trainer_arguments(config)
     tagset = load_tagset(config.tagset)
-    data = Dataset.load(config.dataset)
+    data = Dataset.load(find_dataset(config.dataset))
     with folder_lock(config.output):
         hashes = {data.manifest.name: data.manifest.content_hash}
         manifest = runs.open_run(config.output, "rl", config, hashes, config.seed, resume)
@@ -106,7 +107,7 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
         if trainer.stopped_by is not None:
             return manifest
-        results = trainer.results() | {"left_out": left_out}
+        results = trainer.results() | {"left_out": left_out, "licence": data.manifest.licence}
         if trainer.hacking is not None:
             trainer.load_weights(config.output / "best")
         with runs.atomic_folder(config.output / "model") as folder:

@@ -27,11 +27,11 @@ from transformers import (
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from tagpr_data.data_source import find_corpus
 from tagpr_data.errors import InputError
-from tagpr_data.journal import folder_lock
 from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
-from tagpr_train import base_model, dataset, label_loss, loop, runs, tag_tokens
+from tagpr_train import base_model, dataset, label_loss, loop, ranks, runs, tag_tokens
 from tagpr_train.config import Rl, Sft
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 
@@ -45,10 +45,11 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
     A complete run is given back as it is when `resume` is set. `report` gets every line of metrics.jsonl.
     """
     arguments = trainer_arguments(config)
-    corpus = dataset.read_manifest(config.corpus)
+    place = find_corpus(config.corpus)
+    corpus = dataset.read_manifest(place)
     tagset = dataset.corpus_tagset(corpus, config.tagset)
     name = base_model.resolve(config.model)
-    with folder_lock(config.output):
+    with runs.held(config.output):
         manifest = runs.open_run(config.output, "sft", config, {corpus.name: corpus.content_hash}, config.seed, resume)
         if manifest.status == "complete":
             return manifest
@@ -58,7 +59,7 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
         model, tokenizer = load(name, config)
         row_ids = tag_tokens.add_marks(model, tokenizer, tagset) if config.single_token_tags else []
         train_set, validation_set = (
-            _examples(config, corpus, split, model, tokenizer, tagset) for split in ("train", "validation")
+            _examples(config, place, corpus, split, model, tokenizer, tagset) for split in ("train", "validation")
         )
         _check_not_empty(train_set, config)
         label_loss.install(model, prompt_gradient=config.prompt_gradient)
@@ -68,12 +69,20 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
         if trainer.stopped_by is not None:
             return manifest
-        results = trainer.results() | {"counts": train_set.counts, "trainable_rows": len(row_ids)}
-        with runs.atomic_folder(config.output / "model") as folder:
-            save(trainer.network, tokenizer, folder, merge=config.merge)
-        runs.finish_run(config.output, manifest, "complete", results)
-        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
-        return manifest.model_copy(update={"status": "complete", "results": results})
+        results = trainer.results() | {
+            "counts": train_set.counts,
+            "trainable_rows": len(row_ids),
+            "licence": corpus.licence,
+        }
+
+        def finish() -> RunManifest:
+            with runs.atomic_folder(config.output / "model") as folder:
+                save(trainer.network, tokenizer, folder, merge=config.merge)
+            finished = runs.finish_run(config.output, manifest, "complete", results)
+            shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+            return finished
+
+        return ranks.first_does(finish)
 
 
 def trainer_arguments(config: Sft) -> SFTConfig:
@@ -187,13 +196,15 @@ class SftTrainer(Durable, SFTTrainer):
         total, tokens = 0.0, 0
         examples = sorted(self.validation_examples, key=len)
         size = self.args.per_device_train_batch_size * 2
-        for start in range(0, len(examples), size):
-            rows = [dataclasses.asdict(example) for example in examples[start : start + size]]
+        own = examples[ranks.index() :: ranks.count()]
+        for start in range(0, len(own), size):
+            rows = [dataclasses.asdict(example) for example in own[start : start + size]]
             batch = self._prepare_inputs(self.data_collator(rows))
             batch["weights"] = (batch["labels"] != dataset.IGNORED).float()
             total += self._summed_loss(self.network, batch).item()
             tokens += int(batch["weights"].sum().item())
         self.network.train(was_training)
+        total, tokens = ranks.summed(total, tokens)
         return total / tokens
 
     def compute_loss(
@@ -208,6 +219,10 @@ class SftTrainer(Durable, SFTTrainer):
     def save_weights(self, folder: Path) -> None:
         """Write the adapter, or the weights where there is none."""
         write_weights(self.network, folder)
+
+    def mute(self, inputs: Any) -> None:
+        """Make a batch count for nothing in the loss."""
+        inputs["weights"].zero_()
 
     def count(self, inputs: Any) -> tuple[int, int]:
         """Give how many examples and tokens a batch holds."""
@@ -227,13 +242,14 @@ class SftTrainer(Durable, SFTTrainer):
 
 def _examples(
     config: Sft,
+    place: Path,
     corpus: Any,
     split: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tagset: TagSet,
 ) -> dataset.Encoded:
-    traces = dataset.read_traces(config.corpus, corpus, split, config.tasks)
+    traces = dataset.read_traces(place, corpus, split, config.tasks)
     if split == "validation":
         traces = _spread(traces, config.eval_examples)
     own = model.config.get_text_config().max_position_embeddings
