@@ -41,7 +41,7 @@ _EXPECTED = {
     "id": "64 hexadecimal digits", "finish_reason": "stop", "grammar": "valid", "score": "0 to 1",
     "roles": "user, or system and user",
 }  # fmt: skip
-"""What would be right, by column of facts; the others should match."""
+"""What would be right, by column of facts; the others should match what is found again."""
 
 LookUp = Callable[[str, Sequence[str]], tuple[tuple[ProfileItem, ...], str | None] | None]
 """Example id, item ids → the items and the query's date; None where the data set lacks one of them."""
@@ -126,8 +126,8 @@ class RowFacts:
         hashes = [sha256_text(canonical_json([{"role": r, "content": c} for r, c in turns])) for turns in prompts]
         answers = [result.answer for result in parsed]
         facts = {
-            "id": batch["id"],
-            "finish_reason": batch["finish_reason"],
+            "id": batch["id"].cast(pa.string()),  # files may have large strings, all facts the same
+            "finish_reason": batch["finish_reason"].cast(pa.string()),
             # as words: great-expectations takes NaN for missing, which passes
             "score": ["in range" if 0 <= score <= 1 else f"{score:.6g}" for score in _values(batch, "score")],
             "grammar": [
@@ -313,12 +313,14 @@ def _validate_chunk(definition: Any, frame: Any, found: dict[str, _Tally]) -> No
             column = result.expectation_config.kwargs["column"]
             rows = result.result.get("unexpected_index_list") or []
             tally.offending += result.result["unexpected_count"]
-            wanted = _EXPECTED.get(column, "match")
-            shown = tuple(
-                f"{row.get('id')}: {column} is {str(row.get(column))[:200]}; expected {wanted}"
-                for row in rows[:SHOWN_ROWS]
-            )
+            shown = tuple(f"{row.get('id')}: {_problem(column, row.get(column))}" for row in rows[:SHOWN_ROWS])
             tally.rows = (*tally.rows, *shown)[:SHOWN_ROWS]
+
+
+def _problem(column: str, found: object) -> str:
+    if column in _EXPECTED:
+        return f"{column} is {str(found)[:200]}; expected {_EXPECTED[column]}"
+    return f"{column} is not what comes out of the row's text and prompt"
 
 
 def _exception(info: Any) -> str:

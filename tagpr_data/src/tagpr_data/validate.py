@@ -157,7 +157,7 @@ def check_documents(folder: Path) -> CheckResult:
     try:
         problems = card.stale(open_corpus(folder, verify=False))
     except TagprError as error:
-        problems = [str(error)]
+        problems = [str(error).replace(str(folder), "the corpus")]  # the report names no folder of this machine
     return CheckResult(*DOCUMENTS, "failed" if problems else "passed", len(problems), tuple(problems))
 
 

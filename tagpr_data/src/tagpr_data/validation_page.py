@@ -1,7 +1,7 @@
 """A validation report as one HTML page: the verdict, what was found with the rows it was found in, and every check.
 
-Guarantee: the page needs nothing but itself (`html_page.py`), escapes all data, and holds no time of day and no folder
-name: the same report gives the same bytes. Price: some forty lines and the text of each query.
+Guarantee: the page needs nothing but itself (`html_page.py`), escapes all data, and holds no time of day: the same
+report gives the same bytes. Price: some forty lines and the text of each query.
 """
 
 from collections.abc import Iterable, Mapping
@@ -71,7 +71,7 @@ def _trouble(results: Iterable[CheckResult]) -> str:
     parts: list[str] = []
     for result in results:
         if result.status == "crashed":
-            found = f'<p class="problems">The check could not run: {escape(result.error)}</p>'
+            found = f'<p class="problems pre">The check could not run: {escape(result.error)}</p>'
         else:
             shown = len(result.rows)
             rest = f"; the first {shown} of them" if shown < result.offending else ""
@@ -92,10 +92,9 @@ def _checks(results: Iterable[CheckResult], queries: Mapping[str, str]) -> str:
         if result.name in queries:
             query = escape(queries[result.name].partition("\n")[2].strip())
             asked = f'<details><summary>{asked}</summary><pre class="pre">{query}</pre></details>'
-        if result.status == "not-run":
-            asked += f'<p class="note">Not run: {escape(result.error)}.</p>'
+        why = f" ({escape(result.error)})" if result.status == "not-run" else ""
         offending = f"{result.offending:,}" if result.status in ("passed", "failed") else "–"
-        rows.append((name, asked, _status(result), offending))
+        rows.append((name, asked, _status(result) + why, offending))
     return _table(("check", "question", "outcome", "rows found"), rows, numbers=1)
 
 
