@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.integrations import get_reporting_integration_callbacks
 
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.tables import write_text
@@ -72,9 +73,16 @@ def trainer_arguments(kind: Any, config: Any, batch_size: int, fixed: dict[str, 
     }
     fixed = {name: value for name, value in fixed.items() if name in known}  # not every trainer knows `max_length`
     try:
-        return kind(**(options | config.trainer | fixed))
+        arguments = kind(**(options | config.trainer | fixed))
     except (TypeError, ValueError) as error:
         raise InputError(f"trl refuses the options under [trainer]: {error}") from None
+    arguments.report_to = [name for name in arguments.report_to if name != "tensorboard"]  # `runs.Metrics` writes it
+    try:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()
+    except (RuntimeError, ImportError, ValueError) as error:
+        raise InputError(f"trainer.report_to = {config.trainer.get('report_to')!r}: {error}") from None
+    return arguments
 
 
 class Durable(Trainer):
@@ -110,6 +118,19 @@ class Durable(Trainer):
     def logged(self, logs: dict[str, Any]) -> dict[str, Any]:
         """Give the part of what the trainer logs that belongs into a line of metrics.jsonl."""
         return {name: logs[name] for name in _LOGGED if name in logs}
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line of held-out figures to the metrics, and tell it to the trackers of `trainer.report_to`, which hear
+        by themselves of what trl logs in a step only."""
+        self.add_line(line)
+        if self.args.report_to:
+            self.callback_handler.on_log(self.args, self.state, self.control, line)
+
+    def add_line(self, line: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        self.metrics_file.append(line)
+        if self.clock.report is not None:
+            self.clock.report(line)
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
         """Train to the end, or until a signal comes; from a checkpoint's step, clock and random state if given."""
@@ -190,6 +211,7 @@ class Durable(Trainer):
                 inner.rmdir()
             self.clock.save(self._staging)
         self._staging = None
+        self.metrics_file.flush()
         for old in _checkpoints(self.config.output)[:-_SAVED_CHECKPOINTS]:
             shutil.rmtree(old)
 
@@ -315,23 +337,18 @@ class _Steps(TrainerCallback):
         self._stop_if_asked(control)
         every = trainer.config.eval_every_steps
         if every and state.global_step % every == 0 and (loss := trainer.validation_loss()) is not None:
-            self._write({"step": state.global_step, "validation_loss": loss})
+            trainer.write({"step": state.global_step, "validation_loss": loss})
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
             line = self._trainer.logged(logs)
             speed = self._trainer.clock.line(state)
-            self._write({"step": state.global_step, "steps": state.max_steps, **line, **speed})
+            self._trainer.add_line({"step": state.global_step, "steps": state.max_steps, **line, **speed})
             self._stop_if_asked(control)
 
     def _stop_if_asked(self, control: Any) -> None:
         if self._trainer.stopped_by is not None:
             control.should_save = control.should_training_stop = True
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._trainer.metrics_file.append(line)
-        if self._trainer.clock.report is not None:
-            self._trainer.clock.report(line)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     run.json         records.RunManifest, written at the start, rewritten at the end
     metrics.jsonl    one line per logged step
+    tensorboard/     the same numbers under the same names, as TensorBoard event files
     checkpoints/     step-N folders that a run continues from; each appears whole or not at all
     model/           what the run produced; its presence means the run got to its end
 
@@ -90,21 +91,35 @@ def atomic_folder(folder: Path) -> Generator[Path, None, None]:
 
 
 class Metrics:
-    """The file metrics.jsonl: one JSON object a line, flushed as it is written."""
+    """The file metrics.jsonl, one JSON object a line, flushed as it is written, and beside it tensorboard/ with the
+    same numbers, written by a thread of its own (flushed by `flush`, by `close` and every ten seconds)."""
 
     def __init__(self, path: Path, after_step: int = 0) -> None:
-        """Open for appending; lines after `after_step` (of steps that a resumed run takes again) are dropped."""
+        """Open for appending; what was written after `after_step` (of steps that a resumed run takes again) is dropped:
+        lines from the file, events by a mark that makes readers of event files forget them."""
+        from torch.utils.tensorboard import SummaryWriter
+
         kept = [line for line in _lines(path) if line.get("step", 0) <= after_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8", buffering=1)
+        forget = {"purge_step": after_step + 1} if after_step else {}
+        self._events = SummaryWriter(path.with_name("tensorboard"), flush_secs=10, **forget)  # pyright: ignore[reportArgumentType]
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line."""
+        """Write one line; its numbers become scalars of its step, by their own names."""
         self._file.write(json.dumps(line) + "\n")
+        for name, value in line.items():
+            if name not in ("step", "steps") and isinstance(value, (int, float)):
+                self._events.add_scalar(name, value, line["step"])
+
+    def flush(self) -> None:
+        """Write what the thread still holds: a checkpoint must not be ahead of its metrics."""
+        self._events.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the files."""
         self._file.close()
+        self._events.close()
 
 
 def _lines(path: Path) -> Generator[dict[str, Any], None, None]:
