@@ -154,13 +154,55 @@ def test_a_table_in_another_encoding_is_read_when_told(tmp_path):
     assert last_test(tmp_path / "out")[0].input.startswith("café text")
 
 
-def test_json_lines_of_mixed_types_are_read_and_broken_ones_counted(tmp_path):
+def test_json_numbers_are_read_as_text_is_and_broken_lines_counted(tmp_path):
     path = write_json(tmp_path / "t.jsonl", [{**line, "tag": int(line["tag"][-1]), "who": 7} for line in rows(1)])
     path.write_text(path.read_text() + '{"who": "x", \n[1]\n' + json.dumps({"who": None}) + "\n")
     manifest = construct(tmp_path / "out", path)
     assert manifest.tasks[0].labels == ("0", "1", "2")
     assert manifest.skipped["not a row: no JSON object"] >= 1
     assert sum(manifest.skipped.values()) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"when": 1234}, r"t\.jsonl, data row 5: 'when' \(the time\) is a number, '1234', while in data row 1 it is "
+         r"text, '2020-01-01'; write it as text in all rows"),
+        ({"who": 7}, r"data row 5: 'who' \(the user\) is a number, '7', while in data row 1 it is text, 'user 0'"),
+        ({"what": ["a"]}, r"""data row 5: 'what' \(the text\) is a list, '\["a"\]'; expected text$"""),
+        ({"what": 12}, r"data row 5: 'what' \(the text\) is a number, '12'; expected text$"),
+        ({"tag": {"a": 1}}, r"'tag' \(the label\) is an object, .*; expected text or a number$"),
+        ({"tag": True}, r"'tag' \(the label\) is true or false, 'true'; expected text or a number$"),
+    ],
+)  # fmt: skip
+def test_json_values_of_another_type_are_refused_with_row_field_and_value(tmp_path, change, message):
+    table = rows()
+    table[4] |= change
+    with pytest.raises(InputError, match=message):
+        construct(tmp_path / "out", write_json(tmp_path / "t.jsonl", table))
+    assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_a_missing_json_value_is_no_other_type(tmp_path):
+    table = rows()
+    table[4] |= {"tag": None}
+    del table[5]["when"]
+    manifest = construct(tmp_path / "out", write_json(tmp_path / "t.jsonl", table))
+    assert manifest.skipped == {"label missing": 1, "time missing": 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pl.col("what").str.split(" "), r"the column 'what' \(the text\) is of type large_list<.*expected text$"),
+        (pl.lit(3).alias("what"), r"'what' \(the text\) is of type int32; expected text$"),
+        ((pl.col("who") == "a").alias("who"), r"'who' \(the user\) is of type bool; expected text or numbers$"),
+    ],
+)
+def test_parquet_columns_of_another_type_are_refused(tmp_path, column, message):
+    pl.DataFrame(rows()).with_columns(column).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=message):
+        construct(tmp_path / "out", tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize(

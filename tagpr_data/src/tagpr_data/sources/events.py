@@ -92,7 +92,9 @@ def construct(
 
     Rows without user, time, text or the task's column, with a time that cannot be read, that are no rows at all (CSV
     or JSON that breaks, bytes that are not `encoding`), or that repeat an earlier id are left out and counted;
-    `report` names the first of each kind. InputError when the file, a column or every row is unusable.
+    `report` names the first of each kind. InputError when the file, a column or every row is unusable; a column is
+    that in JSON lines whose values are neither text nor numbers, or text in one row and a number in another, as nobody
+    can say what was meant (`1234` beside `"2020-01-01"`).
     """
     options = options or SplitOptions()
     check_target(folder, name)
@@ -197,14 +199,20 @@ def _load(
         if column is None:
             parts.append(f'CAST(NULL AS VARCHAR) AS "{role}"')
         elif kind == "json":
-            parts.append(f'json ->> {_quote("/" + column.replace("~", "~0").replace("/", "~1"), chr(39))} AS "{role}"')
+            parts.append(
+                f'json ->> {_pointer(column)} AS "{role}", json_type(json, {_pointer(column)}) AS "{role}_type"'
+            )
         else:
             parts.append(f'CAST({_quote(column, chr(34))} AS VARCHAR) AS "{role}"')
     if kind == "json":
         parts.append("json IS NULL AS is_broken")
     else:
         parts.append("false AS is_broken")
+    if kind == "parquet":
+        _check_parquet_types(file, columns)
     database.execute(f"CREATE TABLE raw AS SELECT {', '.join(parts)} FROM {source}", {"file": str(file), **given})
+    if kind == "json":
+        _check_json_types(database, file, columns)
     if kind == "csv":
         rejects = database.execute(
             "SELECT lower(error_type), count(DISTINCT line), min(line) FROM reject_errors GROUP BY 1 ORDER BY 1"
@@ -216,6 +224,53 @@ def _load(
             report(f"{file.name} is not all {encoding}; if it is latin-1 or utf-16 throughout, say --encoding")
     database.execute("CREATE MACRO parse_time(value) AS " + _time_expression(time_format))
     return skipped
+
+
+_TEXT_ROLES = ("text", "title", "plain")
+"""Columns that people read: a number there is a wrong column."""
+
+
+def _check_json_types(database: "duckdb.DuckDBPyConnection", file: Path, columns: EventColumns) -> None:
+    """Raise InputError unless each column holds text throughout or numbers throughout; null is missing."""
+    for role, column in _named(columns).items():
+        found = database.execute(
+            f"""SELECT CASE "{role}_type" WHEN 'VARCHAR' THEN 'text' WHEN 'BOOLEAN' THEN 'true or false'
+                    WHEN 'ARRAY' THEN 'a list' WHEN 'OBJECT' THEN 'an object' ELSE 'a number' END AS type,
+                min(row) AS first, arg_min("{role}", row)
+            FROM raw WHERE "{role}_type" <> 'NULL' GROUP BY type ORDER BY first"""
+        ).fetchall()
+        allowed = ("text",) if role in _TEXT_ROLES else ("text", "a number")
+        for type_, row, value in found:
+            if type_ not in allowed:
+                raise InputError(
+                    f"{file}, data row {row}: {column!r} (the {role}) is {type_}, {shorten(value)}; "
+                    f"expected {' or '.join(allowed)}"
+                )
+        if len(found) > 1:
+            (first, first_row, first_value), (other, row, value) = found
+            raise InputError(
+                f"{file}, data row {row}: {column!r} (the {role}) is {other}, {shorten(value)}, while in data row "
+                f"{first_row} it is {first}, {shorten(first_value)}; write it as text in all rows, or as a number"
+            )
+
+
+def _check_parquet_types(file: Path, columns: EventColumns) -> None:
+    """Raise InputError for a column that holds something else than text, numbers or times."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file)
+    for role, column in _named(columns).items():
+        found: Any = schema.field(column).type
+        found = found.value_type if pa.types.is_dictionary(found) else found
+        is_number = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found)
+        is_text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+        is_right = is_text or pa.types.is_null(found) or (is_number and role not in _TEXT_ROLES)
+        if not is_right and not (role == "time" and (pa.types.is_date(found) or pa.types.is_timestamp(found))):
+            allowed = (
+                "text" if role in _TEXT_ROLES else "text, numbers or times" if role == "time" else "text or numbers"
+            )
+            raise InputError(f"{file}: the column {column!r} (the {role}) is of type {found}; expected {allowed}")
 
 
 def _time_expression(time_format: str | None) -> str:
@@ -417,6 +472,11 @@ def _delimiter(header: str) -> str:
 
 def _named(columns: EventColumns) -> dict[str, str]:
     return {role: column for role, column in columns.model_dump().items() if column is not None}
+
+
+def _pointer(column: str) -> str:
+    """Give the JSON pointer to a key, quoted."""
+    return _quote("/" + column.replace("~", "~0").replace("/", "~1"), "'")
 
 
 def _quote(text: str, mark: str) -> str:
