@@ -125,7 +125,7 @@ def test_rows_trained_apart_by_an_adapter_get_the_gradient_of_the_full_computati
 def test_greedy_completions_equal_generate(tiny_model: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     sampler = Sampler(max_new_tokens=12, end_ids=(2, 77), temperature=0.0)
-    found = complete(model, PROMPTS, 2, sampler, pad=0, seed=0)
+    found = complete(model, PROMPTS, 2, sampler, pad=0, seeds=[0, 0])
     for row, prompt in enumerate(PROMPTS):
         ids = torch.tensor([prompt])
         out = model.generate(
@@ -137,9 +137,9 @@ def test_greedy_completions_equal_generate(tiny_model: Path) -> None:
 def test_sampled_tokens_follow_the_distribution_and_end_at_the_end_token(tiny_model: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
     sampler = Sampler(max_new_tokens=2, end_ids=(2,))
-    rows = complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seed=1)
-    assert rows == complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seed=1)
-    assert rows != complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seed=2)
+    rows = complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seeds=[1])
+    assert rows == complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seeds=[1])
+    assert rows != complete(model, [PROMPTS[0]], 4000, sampler, pad=0, seeds=[2])
     assert all(len(row) == (1 if row[0] == 2 else 2) for row in rows)
     with torch.no_grad():
         probabilities = model(input_ids=torch.tensor([PROMPTS[0]])).logits[0, -1].softmax(-1)
@@ -149,7 +149,7 @@ def test_sampled_tokens_follow_the_distribution_and_end_at_the_end_token(tiny_mo
 
 def test_top_p_and_top_k_leave_the_likeliest_tokens_only() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]])).repeat(500, 1)
-    draw = torch.Generator().manual_seed(0)
+    draw = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert choose(logits, Sampler(1, (), top_k=1), draw).unique().tolist() == [0]
     assert choose(logits, Sampler(1, (), top_k=3), draw).unique().tolist() == [0, 1, 2]
     assert choose(logits, Sampler(1, (), top_p=0.6), draw).unique().tolist() == [0, 1]

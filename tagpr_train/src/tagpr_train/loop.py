@@ -4,7 +4,8 @@
 length in an order that depends on seed and epoch alone, float32 masters of bfloat16 weights, a learning rate that can
 follow the clock, metrics as JSON lines, a stop at signals, at a spent budget and at a loss that is not finite, and
 checkpoints that appear whole or not at all. Guarantee: an interrupted and resumed run takes the same steps as an
-uninterrupted one (without `max_minutes`, which follows the clock).
+uninterrupted one (without `max_minutes`, which follows the clock); several ranks take the steps that one takes with
+their batches put together, up to rounding, and stop all at the same step.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.tables import write_text
-from tagpr_train import dataset, runs
+from tagpr_train import dataset, ranks, runs
 from tagpr_train.config import CHECKPOINTING
 from tagpr_train.master_adamw import MasterAdamW
 
@@ -86,17 +87,20 @@ def trainer_arguments(kind: Any, config: Any, batch_size: int, fixed: dict[str, 
 
 
 class Durable(Trainer):
-    """A trl trainer's first base; see the module docstring. The stage gives `validation_loss` and `save_weights`."""
+    """A trl trainer's first base; see the module docstring. The stage gives what raises NotImplementedError here."""
 
     def __init__(self, config: Any, lengths: list[int], report: Report | None, **options: Any) -> None:
         self.config = config
+        self.signalled: int | None = None
         self.stopped_by: int | None = None
         self.lengths = lengths
+        self.metrics_file: runs.Metrics | None = None
+        self._bad: str | None = None
         self._staging: Path | None = None
         super().__init__(**options)
         self.network: Any = self.model
         self.remove_callback(PrinterCallback)
-        self.clock = Clock(config, report)
+        self.clock = Clock(config, report if ranks.is_first() else None)
         self.add_callback(_Steps(self))
 
     def validation_loss(self) -> float | None:
@@ -105,6 +109,10 @@ class Durable(Trainer):
 
     def save_weights(self, folder: Path) -> None:
         """Write the weights of a checkpoint, as `_load_from_checkpoint` reads them."""
+        raise NotImplementedError
+
+    def mute(self, inputs: Any) -> None:
+        """Make a batch count for nothing in the loss; it stands in where there are fewer examples than ranks."""
         raise NotImplementedError
 
     def count(self, inputs: Any) -> tuple[int, int]:
@@ -127,8 +135,9 @@ class Durable(Trainer):
             self.callback_handler.on_log(self.args, self.state, self.control, line)
 
     def add_line(self, line: dict[str, Any]) -> None:
-        """Add a line to the metrics."""
-        self.metrics_file.append(line)
+        """Add a line to the metrics, on the first rank."""
+        if self.metrics_file is not None:
+            self.metrics_file.append(line)
         if self.clock.report is not None:
             self.clock.report(line)
 
@@ -139,31 +148,48 @@ class Durable(Trainer):
             step = int(resume_from_checkpoint.name.rpartition("-")[2])
             self.clock.load(resume_from_checkpoint)
             logger.info("resuming after step %d", step)
-        self.metrics_file = runs.Metrics(self.config.output / "metrics.jsonl", after_step=step)
+        if ranks.is_first():
+            self.metrics_file = runs.Metrics(self.config.output / "metrics.jsonl", after_step=step)
         try:
             return super().train(
                 resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs
             )
         finally:
-            self.metrics_file.close()
+            if self.metrics_file is not None:
+                self.metrics_file.close()
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Take forward and backward; a loss that is not finite stops the run before it reaches a weight."""
-        examples, tokens = self.count(inputs)
-        self.clock.examples += examples
-        self.clock.tokens += tokens
+        self.clock.count(*self.count(inputs))
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not math.isfinite(loss.item()):
-            path = self.config.output / "bad_batch.json"
+            rank = f"_rank{ranks.index()}" if ranks.count() > 1 else ""
+            path = self.config.output / f"bad_batch{rank}.json"
             batch = {
                 name: value.tolist() if torch.is_tensor(value) else value for name, value in self.batch(inputs).items()
             }
             write_text(path, json.dumps({"step": self.state.global_step, "loss": str(loss.item()), **batch}))
-            raise CheckFailed(
+            self._bad = (
                 f"the loss is {loss.item()} in step {self.state.global_step + 1}; the batch is in {path}. "
                 'A lower trainer.learning_rate or dtype = "float32" may help'
             )
+            if ranks.count() == 1:
+                raise CheckFailed(self._bad)
         return loss
+
+    def agree(self) -> None:
+        """Let all ranks know, before the weights change, what each of them counted, how long the first one has worked,
+        which signal came to any of them, and whether a loss was not finite: then all of them stop."""
+        if ranks.count() == 1:
+            return
+        seconds = self.clock.seconds() if ranks.is_first() else 0.0
+        mine = (*self.clock.pending, seconds, self.signalled or 0, self._bad is not None)
+        examples, tokens, seconds, signalled, bad = ranks.summed(*mine)
+        self.clock.take(int(examples), int(tokens), seconds)
+        if signalled and self.stopped_by is None:
+            self.stopped_by = next(number for number in ranks.gathered([self.signalled]) if number)
+        if bad:
+            raise CheckFailed(next(message for message in ranks.gathered([self._bad]) if message))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Make the optimiser; AdamW on float32 masters where weights are narrower."""
@@ -195,29 +221,66 @@ class Durable(Trainer):
         """Count nothing; tokens per second are measured instead."""
         return 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        return _Order(self)
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Any]:
+        """Give this rank's share of the batches that `global_batches` gives."""
+        arguments = self.args
+        return torch.utils.data.DataLoader(
+            _Rows(self.train_dataset),
+            batch_sampler=_Batches(self),
+            collate_fn=self._collate,
+            num_workers=arguments.dataloader_num_workers,
+            pin_memory=arguments.dataloader_pin_memory,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+        )
+
+    def global_batches(self) -> list[list[int]]:
+        """Give the batches of the epoch the trainer is in, each for one forward pass of all ranks together."""
+        size = self.args.train_batch_size * self.args.world_size
+        epoch = int(self.state.epoch or 0)
+        step = size * self.args.gradient_accumulation_steps
+        order = dataset.batch_order(self.lengths, step, self.config.seed, epoch, self.config.length_group_batches)
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def share(self, batch: Sequence[int]) -> list[int]:
+        """Give this rank's part of a batch."""
+        return list(batch[self.args.process_index :: self.args.world_size])
+
+    def _collate(self, rows: Sequence[tuple[Any, bool]]) -> Any:
+        batch: Any = self.data_collator([row for row, _ in rows])
+        if not all(counts for _, counts in rows):
+            self.mute(batch)
+        return batch
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.config.output / "checkpoints"
-        with runs.atomic_folder(folder / f"step-{self.state.global_step}") as self._staging:
+        with runs.atomic_folder(folder / f"step-{self.state.global_step}", shared=True) as self._staging:
             Trainer._save_checkpoint(self, model, trial)  # trl's own writes a model card around it
-            for inner in self._staging.glob("checkpoint-*"):
-                for file in inner.iterdir():
-                    file.rename(self._staging / file.name)
-                inner.rmdir()
-            self.clock.save(self._staging)
+            ranks.wait()
+            if ranks.is_first():
+                for inner in self._staging.glob("checkpoint-*"):
+                    for file in inner.iterdir():
+                        file.rename(self._staging / file.name)
+                    inner.rmdir()
+                self.clock.save(self._staging)
         self._staging = None
-        self.metrics_file.flush()
-        for old in _checkpoints(self.config.output)[:-_SAVED_CHECKPOINTS]:
-            shutil.rmtree(old)
+        if self.metrics_file is not None:
+            self.metrics_file.flush()
+        if ranks.is_first():
+            for old in _checkpoints(self.config.output)[:-_SAVED_CHECKPOINTS]:
+                shutil.rmtree(old)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
         self.save_weights(Path(output_dir))
+
+
+def weight_of_step(batches: Sequence[dict[str, Any]]) -> float:
+    """Give the sum of `weights` over the micro-batches of a step on all ranks: what a step's loss is divided by."""
+    return ranks.summed(sum(float(batch["weights"].sum()) for batch in batches))[0]
 
 
 def learning_rate_factor(step: int, progress: float, warmup_steps: int, hold: float) -> float:
@@ -230,22 +293,31 @@ def learning_rate_factor(step: int, progress: float, warmup_steps: int, hold: fl
     return max(0.0, (1 - progress) / (1 - hold))
 
 
-class _Order(torch.utils.data.Sampler):
-    """`dataset.batch_order` of the epoch the trainer is in, also after a resume in its middle."""
+class _Rows(torch.utils.data.Dataset[Any]):
+    """Rows, each with whether it counts: by its index; by the index's complement, one that does not."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, bool]:
+        return self._rows[max(index, ~index)], index >= 0
+
+
+class _Batches(torch.utils.data.Sampler[list[int]]):
+    """This rank's part of each batch, also after a resume in the middle of an epoch; a stand-in where it has none."""
 
     def __init__(self, trainer: Durable) -> None:
         self._trainer = trainer
 
     def __len__(self) -> int:
-        return len(self._trainer.lengths)
+        return len(self._trainer.global_batches())
 
-    def __iter__(self) -> Iterator[int]:
-        arguments = self._trainer.args
-        size = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        epoch = int(self._trainer.state.epoch or 0)
-        config = self._trainer.config
-        order = dataset.batch_order(self._trainer.lengths, size, config.seed, epoch, config.length_group_batches)
-        return iter(order)
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._trainer.global_batches():
+            yield self._trainer.share(batch) or [~batch[0]]
 
 
 class Clock:
@@ -253,7 +325,9 @@ class Clock:
 
     def __init__(self, config: Any, report: Report | None) -> None:
         self.examples = self.tokens = 0
+        self.pending = (0, 0)
         self.report = report
+        self._agreed: float | None = None
         self._budget = config.max_minutes * 60 if config.max_minutes else None
         self._earlier = 0.0
         self._start: float | None = None
@@ -270,13 +344,30 @@ class Clock:
         """Give the seconds trained."""
         return self._earlier + (time.monotonic() - self._start if self._start is not None else 0.0)
 
+    def count(self, examples: int, tokens: int) -> None:
+        """Note what this rank has read; with several ranks it is in the totals after `take`."""
+        if ranks.count() == 1:
+            self.examples, self.tokens = self.examples + examples, self.tokens + tokens
+        else:
+            self.pending = (self.pending[0] + examples, self.pending[1] + tokens)
+
+    def take(self, examples: int, tokens: int, seconds: float) -> None:
+        """Add what all ranks have read since the last time, and take the first one's seconds for the budget."""
+        self.examples, self.tokens, self._agreed = self.examples + examples, self.tokens + tokens, seconds
+        self.pending = (0, 0)
+
     def share(self) -> float:
-        """Give the share of the time budget that is spent; 0 without a budget."""
-        return self.seconds() / self._budget if self._budget else 0.0
+        """Give the share of the time budget that is spent, the same on all ranks; 0 without a budget."""
+        return self._spent() / self._budget if self._budget else 0.0
+
+    def _spent(self) -> float:
+        if ranks.count() == 1:
+            return self.seconds()
+        return self._earlier if self._agreed is None else self._agreed
 
     def is_spent(self) -> bool:
         """Tell, after a step, whether another one as long would overrun the budget."""
-        seconds = self.seconds()
+        seconds = self._spent()
         step_seconds, self._step_end = seconds - self._step_end, seconds
         return self._budget is not None and seconds + step_seconds > self._budget
 
@@ -307,11 +398,15 @@ class Clock:
 
     def save(self, folder: Path) -> None:
         """Write what `load` needs."""
-        (folder / "clock.json").write_text(json.dumps([self.seconds(), self.examples, self.tokens]))
+        (folder / "clock.json").write_text(json.dumps([self.seconds(), self.examples, self.tokens, ranks.count()]))
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
-        self._earlier, self.examples, self.tokens = json.loads((folder / "clock.json").read_text())
+        """Go on from a checkpoint. InputError when it is of another number of processes: they read other batches."""
+        self._earlier, self.examples, self.tokens, count = json.loads((folder / "clock.json").read_text())
+        if count != ranks.count():
+            raise InputError(
+                f"{folder} was written by {count} processes and now there are {ranks.count()}; go on with {count}"
+            )
 
     def stop(self) -> None:
         """End a sitting; later work (validation, saving) is not training time."""
@@ -329,6 +424,9 @@ class _Steps(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._trainer.clock.stop()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.agree()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self._trainer
@@ -356,7 +454,9 @@ def stopping_on_signals(trainer: Durable) -> Generator[None, None, None]:
     """Let SIGTERM and SIGINT end the run after the step at hand; a second one acts as ever."""
 
     def stop(number: int, frame: Any) -> None:
-        trainer.stopped_by = number
+        trainer.signalled = number
+        if ranks.count() == 1:
+            trainer.stopped_by = number  # else all ranks agree on the step
         signal.signal(number, before[signal.Signals(number)])
         logger.info("stopping after this step; a checkpoint will be written")
 

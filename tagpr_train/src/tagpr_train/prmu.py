@@ -201,15 +201,17 @@ class PRMU(PreTrainedModel):
         user_index: Tensor | None = None,
         profiles: Tensor | None = None,
         user_vector: Tensor | None = None,
+        keep_rows: Tensor | None = None,
         **_: Any,
     ) -> SequenceClassifierOutput:
         """Score sequences. input_ids, attention_mask (B, T) right-padded; user_index (B,) int64 rows of the table, with
-        `profiles` (B, F) where not the stored ones, or user_vector (B, D) → logits (B, 1) in nats."""
+        `profiles` (B, F) where not the stored ones and `keep_rows` as in `known_users`, or user_vector (B, D) → logits
+        (B, 1) in nats."""
         embedded = self.get_input_embeddings()(input_ids)  # (B, T, D)
         if self.config.use_user:
             if user_vector is None:
                 assert user_index is not None, "a user is needed: user_index or user_vector"
-                user_vector = self.known_users(user_index, profiles)
+                user_vector = self.known_users(user_index, profiles, keep_rows)
             embedded = torch.cat([user_vector.to(embedded.dtype).unsqueeze(1), embedded], dim=1)
             attention_mask = torch.cat([attention_mask.new_ones(len(attention_mask), 1), attention_mask], dim=1)
         hidden = self.backbone(inputs_embeds=embedded, attention_mask=attention_mask).last_hidden_state
@@ -217,13 +219,17 @@ class PRMU(PreTrainedModel):
         final = hidden[torch.arange(len(hidden), device=hidden.device), last]  # (B, D)
         return SequenceClassifierOutput(logits=self._logits(final, user_vector))
 
-    def known_users(self, user_index: Tensor, profiles: Tensor | None = None) -> Tensor:
+    def known_users(
+        self, user_index: Tensor, profiles: Tensor | None = None, keep_rows: Tensor | None = None
+    ) -> Tensor:
         """Give the vectors of table users: row + projected profile, the stored one unless `profiles` (B, F) are given.
-        (B,) → (B, D). In training a row is left out with chance `user_dropout`. An index of -1 is nobody's row."""
+        (B,) → (B, D). In training a row is left out with chance `user_dropout`, or where `keep_rows` (B, 1) bool says
+        so. An index of -1 is nobody's row."""
         rows = self.user_table(user_index.clamp(min=0)) * (user_index >= 0).unsqueeze(1)
         if self.training and self.config.user_dropout:
-            keep = torch.rand(len(rows), 1, device=rows.device) >= self.config.user_dropout
-            rows = rows * keep
+            if keep_rows is None:
+                keep_rows = torch.rand(len(rows), 1, device=rows.device) >= self.config.user_dropout
+            rows = rows * keep_rows
         return rows + self.projected(cast(Tensor, self.profiles)[user_index] if profiles is None else profiles)
 
     def projected(self, profiles: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ interrupted and resumed gives what an uninterrupted one gives; both without `max
 """
 
 import logging
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,20 +71,31 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         if trainer.stopped_by is not None:
             return manifest
         validation_loss = trainer.validation_loss()
-        if config.adapter == "lora":
-            model.backbone = model.backbone.merge_and_unload()
-        model.float().eval()
-        calibrate(model, folder, _spread(pairs, _CALIBRATION_PAIRS))
-        evaluation = prmu_eval.evaluate(model, folder)
-        results = {**trainer.results(), "validation_loss": validation_loss, **prmu_eval.headline(evaluation)}
-        results["licence"] = folder.manifest.licence
-        with runs.atomic_folder(config.output / "prmu") as target:
-            model.save_pretrained(target)
-            write_text(target / "README.md", prmu_eval.card(model, evaluation, folder.manifest, config))
-        prmu_eval.write(config.output, evaluation)
-        runs.finish_run(config.output, manifest, "complete", results)
-        shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
-        return manifest.model_copy(update={"status": "complete", "results": results})
+        totals = trainer.results() | {"validation_loss": validation_loss, "licence": folder.manifest.licence}
+        return ranks.first_does(lambda: _finish(config, manifest, model, folder, pairs, totals))
+
+
+def _finish(
+    config: Prmu,
+    manifest: RunManifest,
+    model: PRMU,
+    folder: PairFolder,
+    pairs: Sequence[PreferencePair],
+    totals: dict[str, Any],
+) -> RunManifest:
+    """Merge, calibrate, evaluate and save; one rank does it, however many trained."""
+    if config.adapter == "lora":
+        model.backbone = model.backbone.merge_and_unload()
+    model.float().eval()
+    calibrate(model, folder, _spread(pairs, _CALIBRATION_PAIRS))
+    evaluation = prmu_eval.evaluate(model, folder)
+    with runs.atomic_folder(config.output / "prmu") as target:
+        model.save_pretrained(target)
+        write_text(target / "README.md", prmu_eval.card(model, evaluation, folder.manifest, config))
+    prmu_eval.write(config.output, evaluation)
+    finished = runs.finish_run(config.output, manifest, "complete", totals | prmu_eval.headline(evaluation))
+    shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
+    return finished
 
 
 def trainer_arguments(config: Prmu) -> RewardConfig:
@@ -199,11 +211,14 @@ class Collator:
             "user_index": torch.cat([users, users]),
             "profiles": torch.cat([profiles, profiles]),
             "margin": self.margin * torch.tensor([row["margin"] for row in examples]),
+            "weights": torch.ones(len(examples)),
         }
 
 
 class PrmuTrainer(Durable, RewardTrainer):
     """trl's reward trainer in our loop, told who is asked."""
+
+    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -226,7 +241,6 @@ class PrmuTrainer(Durable, RewardTrainer):
             processing_class=model.tokenizer,
             data_collator=Collator(batches.profiles, config.margin),  # pyright: ignore[reportArgumentType]
         )
-        self.model_accepts_loss_kwargs = False  # else accumulated batches would add up instead of being averaged
 
     def results(self) -> dict[str, Any]:
         """Give the run's headline numbers. Losses are nats per pair."""
@@ -245,14 +259,48 @@ class PrmuTrainer(Durable, RewardTrainer):
         was_training = self.network.training
         self.network.eval()
         total = 0.0
-        rows = sorted(self.held_out, key=lambda row: len(row["chosen_ids"]))
+        rows = sorted(self.held_out, key=lambda row: len(row["chosen_ids"]))[ranks.index() :: ranks.count()]
         size = self.args.per_device_train_batch_size * 2
         for start in range(0, len(rows), size):
             batch = self._prepare_inputs(self.data_collator(rows[start : start + size]))
             chosen, rejected = self.network(**batch).logits[:, 0].chunk(2)
             total -= torch.nn.functional.logsigmoid(chosen - rejected).sum().item()
         self.network.train(was_training)
-        return total / len(rows)
+        return ranks.summed(total)[0] / len(self.held_out)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Give trl's loss of a batch, -log σ(chosen - rejected - margin) and the centring, summed over its pairs and
+        divided by the pairs of the whole step on all ranks. Notes accuracy and margin."""
+        assert not return_outputs, "nobody asks for the scores"
+        inputs["use_cache"] = False
+        chosen, rejected = model(**inputs, keep_rows=self._kept(inputs)).logits[:, 0].chunk(2)
+        weights = inputs["weights"]
+        losses = -torch.nn.functional.logsigmoid(chosen - rejected - inputs["margin"])
+        losses = losses + self.config.centring * (chosen + rejected) ** 2
+        with torch.no_grad():
+            right, ahead = (weights * (chosen > rejected)).sum().item(), (weights * (chosen - rejected)).sum().item()
+        right, ahead, count = ranks.summed(right, ahead, weights.sum().item())
+        self._metrics["train"]["accuracy"].append(right / count)
+        self._metrics["train"]["margin"].append(ahead / count)
+        total = num_items_in_batch if num_items_in_batch is not None else weights.sum()
+        return (weights * losses).sum() / total * ranks.count()
+
+    def mute(self, inputs: Any) -> None:
+        """Make a batch count for nothing in the loss."""
+        inputs["weights"].zero_()
+
+    def _kept(self, inputs: Any) -> Tensor | None:
+        """Draw for whom the user's row stays: by seed, step, pair and side, whichever rank reads the pair."""
+        if not self.config.user_dropout:
+            return None
+        step = f"{self.config.seed}/{self.state.global_step}"
+        draws = [random.Random(f"{step}/{name}/{side}").random() for side in range(2) for name in inputs["ids"]]
+        return torch.tensor(draws, device=inputs["input_ids"].device)[:, None] >= self.config.user_dropout
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        return loop.weight_of_step(batch_samples)
 
     def save_weights(self, folder: Path) -> None:
         """Write the weights that are trained."""

@@ -6,11 +6,12 @@ as in an evaluation, and a reward that is being gamed stops the run (`rl_watch`)
 the reward, stage `exploratory` the answer alone. The paper names GSPO and the two stages; every setting is ours.
 
 Guarantee: on a CPU the same config, data, model and versions give the same weights bit for bit, also when the run was
-interrupted at any step and resumed; not with `max_minutes`, which follows the clock. Draws depend on seed, step and
-try, so the state of dynamic sampling needs no saving. vLLM (`trainer.use_vllm`) is passed through to trl: not verified.
+interrupted at any step and resumed; not with `max_minutes`, which follows the clock. Draws depend on seed, step, try
+and the group's place, so the state of dynamic sampling needs no saving, and several ranks ask and draw what one does.
+vLLM (`trainer.use_vllm`) is passed through to trl: not verified.
 
     RUN/completions/step-00000.parquet   records.Rollout: every completion, as it was read and rewarded
-    RUN/best/                            weights of the best held-out answers so far
+    RUN/best/step-N/                     weights of the best held-out answers so far
 """
 
 import dataclasses
@@ -19,8 +20,7 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,11 @@ from tagpr_data import answers
 from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
-from tagpr_data.journal import folder_lock
 from tagpr_data.lamp import metrics
 from tagpr_data.records import Rollout, RunManifest, Split
 from tagpr_data.tables import frame_from_records, write_table, write_text
 from tagpr_data.tags import load_tagset
-from tagpr_train import base_model, loop, rl_generate, rl_prompts, rl_scores, rl_watch, runs, sft
+from tagpr_train import base_model, loop, ranks, rl_generate, rl_prompts, rl_scores, rl_watch, runs, sft
 from tagpr_train.config import Rl
 from tagpr_train.dataset import prompt_tokens
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
@@ -82,7 +81,7 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
     arguments = trainer_arguments(config)
     tagset = load_tagset(config.tagset)
     data = Dataset.load(find_dataset(config.dataset))
-    with folder_lock(config.output):
+    with runs.held(config.output):
         hashes = {data.manifest.name: data.manifest.content_hash}
         manifest = runs.open_run(config.output, "rl", config, hashes, config.seed, resume)
         if manifest.status != "running":
@@ -109,14 +108,18 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
             return manifest
         results = trainer.results() | {"left_out": left_out, "licence": data.manifest.licence}
         if trainer.hacking is not None:
-            trainer.load_weights(config.output / "best")
-        with runs.atomic_folder(config.output / "model") as folder:
-            sft.save(trainer.network, tokenizer, folder, merge=config.merge)
-        status = "partial" if trainer.hacking is not None else "complete"
-        runs.finish_run(config.output, manifest, status, results)
-        for name in ("checkpoints", "best"):
-            shutil.rmtree(config.output / name, ignore_errors=True)
-        return manifest.model_copy(update={"status": status, "results": results})
+            trainer.load_weights(trainer.best_folder())
+
+        def finish() -> RunManifest:
+            with runs.atomic_folder(config.output / "model") as folder:
+                sft.save(trainer.network, tokenizer, folder, merge=config.merge)
+            status = "partial" if trainer.hacking is not None else "complete"
+            finished = runs.finish_run(config.output, manifest, status, results)
+            for name in ("checkpoints", "best"):
+                shutil.rmtree(config.output / name, ignore_errors=True)
+            return finished
+
+        return ranks.first_does(finish)
 
 
 def trainer_arguments(config: Rl) -> Any:
@@ -171,7 +174,7 @@ def load(config: Rl) -> tuple[Any, Any]:
 
 @dataclasses.dataclass
 class Draw:
-    """The completions of one generation batch: whole groups, `rows` being the question of each completion."""
+    """This rank's completions of one generation batch: whole groups, `rows` being the question of each completion."""
 
     rows: list[int]
     """Index of each completion's question."""
@@ -211,6 +214,7 @@ class RlTrainer(Durable, GRPOTrainer):
         self.held_out = held_out
         self.judge = judge
         self.measurements: list[Measurement] = []
+        self._best_saved: Path | None = None
         self.hacking: str | None = None
         self._tokens: dict[str, list[int]] = {}
         self._draw: Draw | None = None
@@ -228,7 +232,10 @@ class RlTrainer(Durable, GRPOTrainer):
         self._pad: int = tokenizer.pad_token_id
         self._ends: Any = self.eos_token_ids
         self._samples_here = self._is_plain() and not any(config.trainer.get(name) for name in _NOT_SAMPLED_HERE)
-        self._check_processes()
+        self._check_ranks()
+        per_rank = arguments.per_device_train_batch_size * arguments.steps_per_generation // self.group_size
+        per_forward, rest = divmod(arguments.per_device_train_batch_size, self.group_size)
+        self._places = rl_prompts.places(per_rank, 0 if rest else per_forward, ranks.index(), ranks.count())
         networks: list[Any] = [self.network, self.ref_model]
         for network in networks:
             if network is not None:
@@ -286,11 +293,17 @@ class RlTrainer(Durable, GRPOTrainer):
 
     def measure(self) -> None:
         """Answer the held-out examples greedily, note how well, keep the weights when it is the best so far."""
-        sampler = self._sampler(greedy=True)
-        prompts = [self._prompt(question) for question in self.held_out]
-        ids = rl_generate.complete(self._unwrapped(), prompts, 1, sampler, self._pad, 0)
+        mine = range(len(self.held_out))
+        if self._is_plain():  # sharded weights need all ranks in every forward pass, so there each one answers all
+            mine = mine[ranks.index() :: ranks.count()]
+        questions = [self.held_out[place] for place in mine]
+        prompts = [self._prompt(question) for question in questions]
+        greedy = self._sampler(greedy=True)
+        ids = rl_generate.complete(self._unwrapped(), prompts, 1, greedy, self._pad, [0] * len(prompts))
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        judged = self.judge(self.held_out, texts, [len(row) for row in ids])
+        own = self.judge(questions, texts, [len(row) for row in ids])
+        found = dict(ranks.gathered(list(zip(mine, own, strict=True))))
+        judged = [found[place] for place in range(len(self.held_out))]
         count = len(judged)
         has_prmu = judged[0].reward.personal is not None
         measured = Measurement(
@@ -316,16 +329,24 @@ class RlTrainer(Durable, GRPOTrainer):
         )
         if not self.config.hacking_stop:
             return
-        if rl_watch.best(self.measurements) is measured and self.accelerator.is_main_process:
-            with runs.atomic_folder(self.config.output / "best") as folder:
+        if rl_watch.best(self.measurements) is measured and ranks.is_first():
+            with runs.atomic_folder(self.best_folder()) as folder:
                 self.save_weights(folder)
+            self._drop_worse()
+        ranks.wait()
         self.hacking = rl_watch.why_stop(self.measurements, self.judge.weights)
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        self.metrics_file.append(line)
-        if self.clock.report is not None:
-            self.clock.report(line)
+    def best_folder(self) -> Path:
+        """Give where the weights of the best measurement but the last that shows hacking are."""
+        history = self.measurements if self.hacking is None else self.measurements[:-1]
+        return self.config.output / "best" / f"step-{rl_watch.best(history).step}"
+
+    def _drop_worse(self) -> None:
+        """Remove weights that are neither the best now nor were so at the checkpoint that a resumed run starts from."""
+        kept = {self.best_folder(), self._best_saved}
+        for folder in (self.config.output / "best").glob("step-*"):
+            if folder not in kept:
+                shutil.rmtree(folder)
 
     # Generation: draw, judge, draw groups without variance again.
 
@@ -341,51 +362,69 @@ class RlTrainer(Durable, GRPOTrainer):
         self._draw, redrawn = self.draw([row["row"] for row in inputs[::size]])
         inputs = [{"row": row, "prompt": _turns(self.questions[row])} for row in self._draw.rows]
         output = super()._generate_and_score_completions(inputs)
-        judged = self._draw.judged
+        self.clock.count(
+            len(self._draw.judged),
+            sum(len(self._prompt(row.question)) for row in self._draw.judged[::size])
+            + sum(row.tokens for row in self._draw.judged),
+        )
+        judged = [row for group in self._gathered(self._draw) for row in group]
         for name, value in self.judge.figures(judged, size).items():
             self._metrics["train"][name].append(value)
         self._metrics["train"]["redrawn"].append(float(sum(redrawn)))
-        self.clock.examples += len(judged)
-        self.clock.tokens += sum(len(self._prompt(row.question)) for row in judged[::size]) + sum(
-            row.tokens for row in judged
-        )
-        self._write_completions(self.judge.rollouts(self.state.global_step, judged, size, redrawn))
+        if ranks.is_first():
+            self._write_completions(self.judge.rollouts(self.state.global_step, judged, size, redrawn))
         self._draw = None
         return output
 
     def draw(self, rows: Sequence[int]) -> tuple[Draw, list[int]]:
-        """Give completions for the questions `rows`, one group each, and how many groups were dropped in each place.
+        """Give completions for the questions `rows` of this rank, one group each, and how many groups were dropped in
+        each place of the generation batch, all ranks together.
 
-        A group whose rewards are all equal is replaced by one of another question, `redraws` times at most; what still
-        has no variance then stays, and teaches nothing.
+        A group whose rewards are all equal is replaced by one of a question that is not in the batch (while there are
+        any), `redraws` times at most; what still has no variance then stays, and teaches nothing. All ranks see all
+        rewards, so they decide alike.
         """
-        size, redrawn = self.group_size, [0] * len(rows)
-        whole = self._answered(list(rows), attempt=0)
+        size = self.group_size
+        redrawn = [0] * (len(rows) * ranks.count())
+        whole = self._answered(list(rows), self._places, attempt=0)
         for attempt in range(1, self.config.redraws + 1):
-            totals = self.judge.totals(whole.judged)
-            dead = [
-                group
-                for group in range(len(rows))
-                if max(part := totals[group * size : (group + 1) * size]) - min(part) <= 1e-8
-            ]
+            groups = self._gathered(whole)
+            totals = [self.judge.totals(group) for group in groups]
+            dead = [place for place, group in enumerate(totals) if max(group) - min(group) <= 1e-8]
             if not dead:
                 break
-            chance = random.Random(self._seed(attempt))
-            used = set(whole.rows)
-            others = [row for row in range(len(self.questions)) if row not in used] or list(range(len(self.questions)))
-            again = self._answered(chance.choices(others, k=len(dead)), attempt)
-            for place, group in enumerate(dead):
-                redrawn[group] += 1
-                whole.take(again, place, group, size)
+            used = {group[0].question.example.id for group in groups}
+            others = [row for row, question in enumerate(self.questions) if question.example.id not in used]
+            chance = random.Random(self._seed(attempt, 0))
+            enough = len(others) >= len(dead)
+            drawn = (
+                chance.sample(others, len(dead)) if enough else chance.choices(range(len(self.questions)), k=len(dead))
+            )
+            fresh = dict(zip(dead, drawn, strict=True))
+            for place in dead:
+                redrawn[place] += 1
+            ours = [group for group, place in enumerate(self._places) if place in fresh]
+            if ours:
+                places = [self._places[group] for group in ours]
+                again = self._answered([fresh[place] for place in places], places, attempt)
+                for place, group in enumerate(ours):
+                    whole.take(again, place, group, size)
         return whole, redrawn
 
-    def _answered(self, rows: list[int], attempt: int) -> Draw:
+    def _gathered(self, draw: Draw) -> list[list[Judged]]:
+        """Give the judged groups of all ranks, in the order of the generation batch."""
+        size = self.group_size
+        own = [draw.judged[start : start + size] for start in range(0, len(draw.judged), size)]
+        found = dict(ranks.gathered(list(zip(self._places, own, strict=True))))
+        return [found[place] for place in sorted(found)]
+
+    def _answered(self, rows: list[int], places: Sequence[int], attempt: int) -> Draw:
         size = self.group_size
         prompts = [self._prompt(self.questions[row]) for row in rows]
         logprobs = None
         if self._samples_here:
-            pad = self._pad
-            ids = rl_generate.complete(self._unwrapped(), prompts, size, self._sampler(), pad, self._seed(attempt))
+            seeds = [self._seed(attempt, place) for place in places]
+            ids = rl_generate.complete(self._unwrapped(), prompts, size, self._sampler(), self._pad, seeds)
         else:
             repeated = [prompt for prompt in prompts for _ in range(size)]
             ids, logprobs = super()._generate_single_turn(repeated, None, {}, size)
@@ -421,9 +460,9 @@ class RlTrainer(Durable, GRPOTrainer):
             top_k=0 if greedy else self.top_k,
         )
 
-    def _seed(self, attempt: int) -> int:
-        """Give the seed of a draw: of the run, the micro-step, the try and the process."""
-        names = (self.config.seed, self._step, attempt, self.accelerator.process_index)
+    def _seed(self, attempt: int, place: int) -> int:
+        """Give the seed of a group's draw: of the run, the micro-step, the try and its place in the batch."""
+        names = (self.config.seed, self._step, attempt, place)
         return int.from_bytes(hashlib.sha256(json.dumps(names).encode()).digest()[:8], "big") >> 1
 
     def _prompt(self, question: Question) -> list[int]:
@@ -436,8 +475,7 @@ class RlTrainer(Durable, GRPOTrainer):
         return self.accelerator.unwrap_model(self.model_wrapped)
 
     def _write_completions(self, rollouts: list[Rollout]) -> None:
-        rank = f".rank{self.accelerator.process_index}" if self.accelerator.num_processes > 1 else ""
-        path = self.config.output / "completions" / f"step-{self.state.global_step:05}{rank}.parquet"
+        path = self.config.output / "completions" / f"step-{self.state.global_step:05}.parquet"
         write_table(path, frame_from_records(rollouts, Rollout), Rollout, ["row"])
 
     # The loss, from shared prompts.
@@ -468,13 +506,19 @@ class RlTrainer(Durable, GRPOTrainer):
 
     # Order, and what a resumed run needs besides.
 
-    def _get_train_sampler(self, dataset: Any = None) -> torch.utils.data.Sampler:
+    def global_batches(self) -> list[list[int]]:
+        """Give the rows of every generation batch of the run, as often as its completions are used."""
         repeats, batches = _repeats(self.settings), _batches(self.settings)
         prompts = self.settings.generation_batch_size // self.group_size
-        rows = partial(
-            rl_prompts.order, len(self.questions), prompts, self.group_size, repeats, batches, self.config.seed
-        )
-        return _Order(rows, batches * repeats * prompts * self.group_size)
+        rows = rl_prompts.order(len(self.questions), prompts, self.group_size, repeats, batches, self.config.seed)
+        size = prompts * self.group_size
+        flat = list(rows)
+        return [flat[start : start + size] for start in range(0, len(flat), size)]
+
+    def share(self, batch: Sequence[int]) -> list[int]:
+        """Give this rank's groups of a generation batch."""
+        size = self.group_size
+        return [row for place in self._places for row in batch[place * size : (place + 1) * size]]
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -482,7 +526,9 @@ class RlTrainer(Durable, GRPOTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         state = {"step": self._step, "buffered": self._buffered_inputs}
         torch.save(state, folder / f"generation-{self.accelerator.process_index}.pt")
-        write_text(folder / "measurements.json", json.dumps([dataclasses.asdict(row) for row in self.measurements]))
+        if ranks.is_first():
+            write_text(folder / "measurements.json", json.dumps([dataclasses.asdict(row) for row in self.measurements]))
+            self._best_saved = self.best_folder()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -496,6 +542,7 @@ class RlTrainer(Durable, GRPOTrainer):
         """Take over the held-out measurements made before a checkpoint."""
         rows = json.loads((checkpoint / "measurements.json").read_text(encoding="utf-8"))
         self.measurements = [Measurement(**row) for row in rows]
+        self._best_saved = self.best_folder()
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
         """Train to the end, to a signal, or to the hacking stop."""
@@ -510,8 +557,8 @@ class RlTrainer(Durable, GRPOTrainer):
     def _is_plain(self) -> bool:
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
-    def _check_processes(self) -> None:
-        if self.accelerator.num_processes > 1 and not self._samples_here and self.config.redraws:
+    def _check_ranks(self) -> None:
+        if ranks.count() > 1 and not self._samples_here and self.config.redraws:
             raise InputError(
                 "redraws > 0 with several processes works with our own sampling only (not with vLLM, FSDP, DeepSpeed); "
                 "set redraws = 0"
@@ -531,20 +578,6 @@ def _repeats(arguments: Any) -> int:
 def _askable(config: Rl, arguments: Any) -> int:
     """How many questions a run can ask at most."""
     return _batches(arguments) * (arguments.generation_batch_size // arguments.num_generations) * (1 + config.redraws)
-
-
-class _Order(torch.utils.data.Sampler):
-    """Row indices of the whole run, the same however often it is read."""
-
-    def __init__(self, rows: Any, length: int) -> None:
-        self._rows = rows
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[int]:
-        return self._rows()
 
 
 class _Watch(TrainerCallback):

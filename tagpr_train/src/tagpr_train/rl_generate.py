@@ -2,7 +2,8 @@
 
 transformers' own `generate` reads a prompt as often as it is answered and copies the whole cache at every token. Here
 the prompt's keys and values are computed once, copied for the group, and the cache has room to grow in place; rows that
-ended are dropped. Guarantee: greedy completions equal `generate`'s; the same generator gives the same completions.
+ended are dropped. Guarantee: greedy completions equal `generate`'s; a prompt's completions follow from its own seed,
+whatever other prompts are answered beside it (up to the rounding of the model).
 
 Dimensions: U prompts, B rows (U · copies), T prompt tokens, V vocabulary.
 """
@@ -36,11 +37,10 @@ class Sampler:
 
 
 def complete(
-    model: Any, prompts: Sequence[Sequence[int]], copies: int, sampler: Sampler, pad: int, seed: int
+    model: Any, prompts: Sequence[Sequence[int]], copies: int, sampler: Sampler, pad: int, seeds: Sequence[int]
 ) -> list[list[int]]:
-    """Give `copies` completions of each prompt, those of the first prompt first; `pad` is any token id."""
-    device = next(model.parameters()).device
-    generator = torch.Generator(device=device).manual_seed(seed)
+    """Give `copies` completions of each prompt, those of the first prompt first; one seed per prompt; `pad` is any
+    token id."""
     was_training = model.training
     model.eval()
     size = max(1, ROWS // copies)
@@ -49,7 +49,8 @@ def complete(
     try:
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            rows = _complete([prompts[index] for index in part], model, copies, sampler, pad, generator)
+            draws = torch.cat([_draws(seeds[index], copies, sampler.max_new_tokens) for index in part])
+            rows = _complete([prompts[index] for index in part], model, copies, sampler, pad, draws)
             for place, index in enumerate(part):
                 results[index] = rows[place * copies : (place + 1) * copies]
     finally:
@@ -59,9 +60,11 @@ def complete(
 
 @torch.inference_mode()
 def _complete(
-    prompts: Sequence[Sequence[int]], model: Any, copies: int, sampler: Sampler, pad: int, generator: torch.Generator
+    prompts: Sequence[Sequence[int]], model: Any, copies: int, sampler: Sampler, pad: int, draws: torch.Tensor
 ) -> list[list[int]]:
-    device = generator.device
+    """`draws` (B, max_new_tokens) in [0, 1) choose the tokens."""
+    device = next(model.parameters()).device
+    draws = draws.to(device)
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts], device=device)  # (U, T)
     attended = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=device)
@@ -79,7 +82,7 @@ def _complete(
     written: list[list[int]] = [[] for _ in range(len(group))]
     alive = list(range(len(group)))
     for step in range(sampler.max_new_tokens):
-        chosen = choose(logits, sampler, generator)
+        chosen = choose(logits, sampler, draws[:, step])
         for row, token in zip(alive, chosen.tolist(), strict=True):
             written[row].append(token)
         going = (~torch.isin(chosen, ends)).nonzero()[:, 0]
@@ -87,7 +90,7 @@ def _complete(
             break
         if len(going) < len(alive):
             alive = [alive[place] for place in going.tolist()]
-            chosen, attended, lengths = chosen[going], attended[going], lengths[going]
+            chosen, attended, lengths, draws = chosen[going], attended[going], lengths[going], draws[going]
             cache.batch_select_indices(going)
         attended = torch.cat([attended, attended.new_ones(len(alive), 1)], dim=1)
         logits = model(
@@ -97,8 +100,13 @@ def _complete(
     return written
 
 
-def choose(logits: torch.Tensor, sampler: Sampler, generator: torch.Generator) -> torch.Tensor:
-    """Draw the next token of each row: (B, V) → (B,)."""
+def _draws(seed: int, copies: int, tokens: int) -> torch.Tensor:
+    """Give uniform numbers (copies, tokens) in double precision, on the CPU: the same on every machine."""
+    return torch.rand(copies, tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def choose(logits: torch.Tensor, sampler: Sampler, draws: torch.Tensor) -> torch.Tensor:
+    """Choose the next token of each row by a number in [0, 1): (B, V), (B,) → (B,)."""
     logits = logits.float()
     if sampler.temperature == 0:
         return logits.argmax(-1)
@@ -112,8 +120,7 @@ def choose(logits: torch.Tensor, sampler: Sampler, generator: torch.Generator) -
         ordered[ordered.cumsum(-1) - ordered >= sampler.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
     totals = probabilities.double().cumsum(-1)
-    drawn = torch.rand(len(totals), 1, generator=generator, device=totals.device, dtype=totals.dtype)
-    chosen = torch.searchsorted(totals, drawn * totals[:, -1:], right=True)[:, 0]
+    chosen = torch.searchsorted(totals, draws[:, None] * totals[:, -1:], right=True)[:, 0]
     return chosen.clamp(max=logits.shape[-1] - 1)
 
 

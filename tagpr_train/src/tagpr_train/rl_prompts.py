@@ -97,6 +97,18 @@ def order(number: int, prompts: int, copies: int, repeats: int, batches: int, se
                 yield from [row] * copies
 
 
+def places(count: int, per_forward: int, rank: int, ranks: int) -> list[int]:
+    """Give which groups of a generation batch a rank reads, `count` for each of `ranks`.
+
+    The batch is cut into forward passes of `per_forward` groups a rank, so that every pass of all ranks together holds
+    the groups that one process' pass would hold. 0 where a pass holds no whole groups: each rank has a run of them.
+    """
+    if per_forward == 0:
+        return list(range(rank * count, (rank + 1) * count))
+    starts = range(rank * per_forward, ranks * count, ranks * per_forward)
+    return [place for start in starts for place in range(start, start + per_forward)]
+
+
 def _passes(number: int, seed: int) -> Iterator[int]:
     sweep = 0
     while True:

@@ -6,7 +6,8 @@
     checkpoints/     step-N folders that a run continues from; each appears whole or not at all
     model/           what the run produced; its presence means the run got to its end
 
-Guarantee: a folder is used by one process at a time and by one configuration ever.
+Guarantee: a folder is used by one run at a time (whose ranks share it) and by one configuration ever; what a `kill -9`
+cut short is never found under a final name, and is cleared away when the run goes on.
 """
 
 import errno
@@ -14,18 +15,36 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError, shorten
+from tagpr_data.journal import folder_lock
 from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import RunManifest
-from tagpr_data.tables import read_json, write_json
+from tagpr_data.tables import read_json, write_json, write_text
+from tagpr_train import ranks
 
 PACKAGES = ("tagpr-data", "tagpr-train", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 """Whose versions a manifest lists."""
+
+
+@contextmanager
+def held(folder: Path) -> Generator[None, None, None]:
+    """Hold a run's folder: one lock for all ranks; clears what an earlier process left half-written."""
+    with ExitStack() as stack:
+
+        def take() -> None:
+            stack.enter_context(folder_lock(folder))
+            for place in (folder, folder / "checkpoints", folder / "best"):
+                for left in place.glob(".*.tmp"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+        ranks.first_does(take)
+        stack.enter_context(ranks.lost_ranks_named())
+        yield
 
 
 def open_run(
@@ -35,6 +54,12 @@ def open_run(
 
     InputError when the folder holds an unfinished run and `resume` is off, or a run of other settings or data.
     """
+    return ranks.first_does(lambda: _open_run(folder, kind, config, data, seed, resume))
+
+
+def _open_run(
+    folder: Path, kind: Literal["sft", "prmu", "rl"], config: Config, data: Mapping[str, str], seed: int, resume: bool
+) -> RunManifest:
     path = folder / "run.json"
     settings = config.model_dump(mode="json")
     if path.exists():
@@ -60,34 +85,57 @@ def open_run(
 
 def finish_run(
     folder: Path, manifest: RunManifest, status: Literal["complete", "partial"], results: dict[str, Any]
-) -> None:
-    """Rewrite the manifest with how the run ended."""
-    write_json(folder / "run.json", manifest.model_copy(update={"status": status, "results": results}))
+) -> RunManifest:
+    """Rewrite the manifest with how the run ended, and give it."""
+    finished = manifest.model_copy(update={"status": status, "results": results})
+    write_json(folder / "run.json", finished)
+    return finished
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Generator[Path, None, None]:
+def atomic_folder(folder: Path, *, shared: bool = False) -> Generator[Path, None, None]:
     """Give a temporary folder beside `folder` to fill; it takes the name at the end, replacing an older one.
 
-    On any error it is removed; a full disk is an OSError (ENOSPC) whatever the library underneath raised.
+    `shared`: all ranks fill it, and it takes its name when the last one is done. On any error it is removed; a full
+    disk is an OSError (ENOSPC) whatever the library underneath raised.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
+    if shared:
+        temporary = ranks.from_first(temporary)
+    leads = not shared or ranks.is_first()
+    if leads:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same number
+        temporary.mkdir(parents=True)
     try:
+        if shared:
+            ranks.wait()
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        if shared:
+            ranks.wait()
+        if leads:
+            _take_name(temporary, folder)
+        if shared:
+            ranks.wait()
     except Exception as error:  # torch and safetensors report a full disk as errors of their own
         if "No space left" in str(error) and not isinstance(error, OSError):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if leads:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_name(temporary: Path, folder: Path) -> None:
+    """Bring a filled folder to the disk and give it its name; an older one of that name is never half there."""
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    older = folder.with_name(f".{folder.name}.older.{os.getpid()}.tmp")
+    if folder.exists():
+        folder.rename(older)
+    temporary.rename(folder)
+    shutil.rmtree(older, ignore_errors=True)
 
 
 class Metrics:
@@ -100,7 +148,7 @@ class Metrics:
         from torch.utils.tensorboard import SummaryWriter
 
         kept = [line for line in _lines(path) if line.get("step", 0) <= after_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8", buffering=1)
         forget = {"purge_step": after_step + 1} if after_step else {}
         self._events = SummaryWriter(path.with_name("tensorboard"), flush_secs=10, **forget)  # pyright: ignore[reportArgumentType]

@@ -231,9 +231,8 @@ class SftTrainer(Durable, SFTTrainer):
     def _summed_loss(self, model: Any, inputs: Any) -> torch.Tensor:
         return model(**{name: value for name, value in inputs.items() if name != "ids"})
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        weight = torch.stack([batch["weights"].sum() for batch in batch_samples]).sum().to(device)
-        return self.accelerator.gather(weight).sum() if self.args.world_size > 1 else weight  # pyright: ignore
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        return loop.weight_of_step(batch_samples)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not load_adapter(self.network, Path(resume_from_checkpoint)):
