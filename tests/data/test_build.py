@@ -11,6 +11,7 @@ from tagpr_data import generate, select, validate
 from tagpr_data.build import CorpusConfig, build, choose_examples, code_files
 from tagpr_data.cli import app
 from tagpr_data.config import load
+from tagpr_data.engine import Engine
 from tagpr_data.errors import InputError
 from tagpr_data.records import CorpusManifest, Rejected, Trace
 from tagpr_data.tables import read_json, read_records
@@ -185,6 +186,40 @@ def test_build_and_validate_as_commands(song_config, song_folder, tmp_path, monk
     assert built.exit_code == 0 and built.stdout == "corpus\n"
     assert read_json(Path("corpus/manifest.json"), CorpusManifest).parameters["k"] == 2
     assert CliRunner().invoke(app, ["validate", "corpus"]).exit_code == 0
+
+
+def test_workers_make_no_difference_to_the_bytes_and_a_wrong_engine_is_refused_before_anything_is_asked(
+    song_config, song_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "songs.toml").write_text(f'name = "songs"\ndataset = "{song_folder}"\noutput = "corpus"\nk = 3\n')
+    for wrong, message in (
+        (["--address", "auto"], "address 'auto' belongs to engine ray"),
+        (["--engine", "ray"], "needs the address of a running cluster"),
+    ):
+        refused = CliRunner().invoke(app, ["build", "songs.toml", *wrong])
+        assert isinstance(refused.exception, InputError) and message in str(refused.exception)
+        assert not Path("corpus").exists()
+    built = CliRunner().invoke(app, ["build", "songs.toml", "--workers", "2"])
+    assert built.exit_code == 0, built.output
+    build(song_config)
+    assert files_of(tmp_path / "corpus") == files_of(song_config.output)
+
+
+@pytest.mark.slow
+def test_a_build_on_a_ray_cluster_gives_the_bytes_of_a_local_one(song_config, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, object] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        build(changed(song_config, output=tmp_path / "there"), engine=Engine("ray", address=cluster.address))
+    finally:
+        cluster.shutdown()
+    build(song_config)
+    assert files_of(tmp_path / "there") == files_of(song_config.output)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from tagpr_data.budget import Forecast, Interval, Usage
 from tagpr_data.cli import app
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.generate import _MOST_REFUSED_AT_START, Tally  # pyright: ignore[reportPrivateUsage]
 from tagpr_data.generate_cli import forecast_lines
 from tagpr_data.progress import duration, standing
@@ -246,6 +246,22 @@ def test_ctrl_c_takes_in_what_is_on_its_way_and_the_second_command_is_refused_me
     assert max(server.answered.values()) == 1 and len(server.requests) == 72
 
 
+def test_the_exit_code_tells_the_whole_from_a_part_and_from_a_failure(serve, song_folder, tmp_path):
+    good, bad = serve(by_prompt), serve(lambda number, body: (401, b"who are you"))
+    path = config(tmp_path / "good", song_folder, teacher(good.url))
+    refused = config(tmp_path / "bad", song_folder, teacher(bad.url))
+    for code, command in (
+        (1, ["generate", path, "--max-samples", 5]),
+        (0, ["generate", path, "--pilot-only", "--pilot", 0.1]),
+        (0, ["generate", path]),
+        (2, ["generate", refused]),
+    ):
+        process = start(*command)
+        said = process.communicate(timeout=120)
+        assert process.returncode == code, (command, said)
+        assert "Traceback" not in said[1]
+
+
 def test_a_budget_ends_in_a_partial_corpus_that_says_so_and_goes_on_when_raised(serve, song_folder, tmp_path):
     server = serve(by_prompt)
     path = config(tmp_path, song_folder, teacher(server.url, "m"))
@@ -253,7 +269,8 @@ def test_a_budget_ends_in_a_partial_corpus_that_says_so_and_goes_on_when_raised(
     prices.write_text("[m]\ninput = 10\noutput = 100\n")  # 2 thousandths an answer
     limited = ["build", str(path), "--prices", str(prices), "--max-cost", "0.02", "--set", "sampling.max_new_tokens=9"]
     result = CliRunner().invoke(app, limited)
-    assert result.exit_code == 0, result.output
+    assert isinstance(result.exception, CheckFailed), result.output
+    assert "corpus is partial: 10 of 24 answers, then a limit was reached" in str(result.exception)
     assert "PARTIAL, a limit was reached: 14 still missing" in result.stderr and len(server.requests) == 10
     manifest = read_json(tmp_path / "corpus/manifest.json", CorpusManifest)
     assert manifest.candidates == 10 and manifest.parameters["partial"] == {"candidates": 10, "planned": 24}
@@ -498,5 +515,5 @@ def test_refusals_count_against_a_limit_of_samples(serve, song_folder, tmp_path)
     server = serve(lambda number, body: (400, TOO_LONG) if number <= 4 else by_prompt(number, body))
     path = config(tmp_path, song_folder, teacher(server.url, concurrency=1))
     result = CliRunner().invoke(app, ["generate", str(path), "--max-samples", "6", "--pilot", "0"])
-    assert result.exit_code == 0, result.output
+    assert isinstance(result.exception, CheckFailed), result.output
     assert len(server.requests) == 6 == len(journalled(tmp_path))

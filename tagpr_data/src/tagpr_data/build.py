@@ -28,6 +28,7 @@ from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Price, read_pri
 from tagpr_data.chat_server import ChatServer, ServerOptions
 from tagpr_data.config import Config
 from tagpr_data.dataset import SPLITS, Dataset
+from tagpr_data.engine import LOCAL, Engine, check
 from tagpr_data.errors import InputError
 from tagpr_data.generate import Prompt, Retrieval, Tally, TeacherPlan, derived_seed
 from tagpr_data.journal import folder_lock
@@ -271,13 +272,15 @@ def build(
     progress: Progress = silent,
     say: Callable[[str], object] = lambda line: None,
     asking: Asking = UNLIMITED,
+    engine: Engine = LOCAL,
 ) -> CorpusManifest:
-    """Build the corpus folder `config.output` and validate it; `say` gets one line per stage.
+    """Build the corpus folder `config.output` and validate it; `say` gets one line per stage, `engine` works on the
+    rows of selection and validation (the bytes are the same on each).
 
     Raises InputError for a config that does not fit the data set or a folder that holds something else, CheckFailed
     when the corpus does not validate.
     """
-    job = _Job.open(config, progress, say, asking)
+    job = _Job.open(config, progress, say, asking, engine)
     with folder_lock(config.output):
         table, planned = job.generate_stage()
         manifest = job.select_stage(table, planned)
@@ -473,18 +476,22 @@ class _Job:
     stages: _Stages
     progress: Progress
     say: Callable[[str], object]
+    engine: Engine
 
     @classmethod
-    def open(cls, config: CorpusConfig, progress: Progress, say: Callable[[str], object], asking: Asking) -> "_Job":
+    def open(
+        cls, config: CorpusConfig, progress: Progress, say: Callable[[str], object], asking: Asking,
+        engine: Engine = LOCAL,
+    ) -> "_Job":  # fmt: skip
         """Check the config against folder and data set; nothing is written yet."""
         _check_target(config.output, config.name)
         dataset, tagset = Dataset.load(config.dataset), load_tagset(config.tagset)
         if config.prices is not None and not asking.prices:
             asking = replace(asking, prices=read_prices(config.prices, None))
         plans = teacher_plans(config, tagset, asking.prices, asking.limits)
-        return cls(
-            config, dataset, tagset, plans, asking, _Stages(config.output / WORK / "stages.json", say), progress, say
-        )
+        check(engine)
+        stages = _Stages(config.output / WORK / "stages.json", say)
+        return cls(config, dataset, tagset, plans, asking, stages, progress, say, engine)
 
     @property
     def work(self) -> Path:
@@ -577,6 +584,7 @@ class _Job:
             files, counts = select.select(
                 table_batches(table, Candidate), dataset, config.selection, tagset, config.output, splits,
                 work=self.work / "select", expected=answers, on_rows=lambda rows: [advance() for _ in range(rows)],
+                engine=self.engine.name, workers=self.engine.workers, address=self.engine.address,
             )  # fmt: skip
         description = Description(
             name=config.name,
@@ -627,7 +635,7 @@ class _Job:
         if self.stages.is_done("validate", inputs) and (report / "report.json").is_file():
             self.stages.skip("validate", "passed before")
             return
-        outcome = validate.validate(config.output, config.tagset, report, config.dataset)
+        outcome = validate.validate(config.output, config.tagset, report, config.dataset, self.engine)
         validate.raise_for(outcome, config.output)
         line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {report / 'index.html'}"
         self.stages.finish("validate", inputs, line)

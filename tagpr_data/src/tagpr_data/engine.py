@@ -74,17 +74,24 @@ def map_batches(
     Raises InputError for an engine that cannot be used, or when a worker died. A TagprError of the function is raised
     as one that names the batch; any other exception gets the batch as a note.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers is {workers}; expected 1 or more")
+    check(Engine(engine, workers, address))
     if engine == "ray":
         return _on_ray(batches, function, workers, address)
-    if engine != "local":
-        raise InputError(f"engine {engine!r} is unknown; expected local or ray")
-    if address is not None:
-        raise InputError(f"address {address!r} belongs to engine ray; the engine is local")
     few_rows = FEW_ROWS if workers is None else 0
     workers = workers or len(os.sched_getaffinity(0))
     return _here(batches, function) if workers == 1 else _in_processes(batches, function, workers, few_rows)
+
+
+def check(engine: Engine) -> None:
+    """Raise InputError for an engine that cannot be used, so that nothing long begins before it is known."""
+    if engine.workers is not None and engine.workers < 1:
+        raise InputError(f"workers is {engine.workers}; expected 1 or more")
+    if engine.name == "ray":
+        _check_ray(engine.address)
+    elif engine.name != "local":
+        raise InputError(f"engine {engine.name!r} is unknown; expected local or ray")
+    elif engine.address is not None:
+        raise InputError(f"address {engine.address!r} belongs to engine ray; the engine is local")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,22 +239,29 @@ def _on_ray(
 
 def _connected_ray(address: str | None) -> tuple[Any, bool]:
     """Give the module ray, connected, and whether it was this call that connected it."""
-    try:
-        import ray
-        import ray.exceptions  # pyright: ignore[reportUnusedImport] - used as ray.exceptions
-    except ImportError:
-        raise InputError("engine ray needs the package ray: pip install 'tagpr-data[ray]'") from None
+    import ray
+    import ray.exceptions  # pyright: ignore[reportUnusedImport] - used as ray.exceptions
+
     if ray.is_initialized():
         return ray, False
-    if address is None:
-        raise InputError("engine ray needs the address of a running cluster, as 10.0.0.1:6379, or auto for one here")
-    if address != "auto":
-        _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(f"no Ray cluster could be joined at {address!r}: {shorten(str(error), 300)}") from None
     return ray, True
+
+
+def _check_ray(address: str | None) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("engine ray needs the package ray: pip install 'tagpr-data[ray]'") from None
+    if ray.is_initialized():
+        return
+    if address is None:
+        raise InputError("engine ray needs the address of a running cluster, as 10.0.0.1:6379, or auto for one here")
+    if address != "auto":
+        _check_reachable(address)
 
 
 def _check_reachable(address: str) -> None:

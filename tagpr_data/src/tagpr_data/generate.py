@@ -309,7 +309,8 @@ def generate(
             if run.is_interrupted:
                 raise KeyboardInterrupt
             run.write(folder / CANDIDATES)
-        status = "pilot" if is_pilot_only and run.tally.missing else "complete" if is_whole else "partial"
+        is_pilot = is_pilot_only and run.tally.missing and not run.is_over_budget
+        status = "pilot" if is_pilot else "complete" if is_whole else "partial"
         return Generation(status, run.tally, purse.spent)
 
 

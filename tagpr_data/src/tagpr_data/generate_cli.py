@@ -1,11 +1,17 @@
-"""The commands that ask teachers: `generate`, and `build`, which goes on to the finished corpus. A thin shell."""
+"""The commands that ask teachers: `generate`, and `build`, which goes on to the finished corpus. A thin shell.
+
+Exit codes: 0 where all that was asked for is there (with --pilot-only the pilot); 1 where a limit left a part of the
+answers out, or the corpus does not validate; 2 for wrong use, unreadable input or a teacher that fails; 130 after an
+interrupt. In every case but 0 the same command goes on where it stopped.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tagpr_data.errors import InputError
+from tagpr_data.engine_cli import AddressOption, EngineOption, WorkersOption
+from tagpr_data.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from tagpr_data.budget import Forecast
@@ -40,7 +46,8 @@ def generate_command(
     """Ask the teachers: examples × attempts × teachers → OUTPUT/.work/candidates.parquet. `build` goes on from there.
 
     Limits count all answers the folder holds, those of earlier calls too; with higher ones the same command goes on.
-    After Ctrl-C or a kill it goes on as well, and nothing that was answered is asked again.
+    After Ctrl-C or a kill it goes on as well, and nothing that was answered is asked again. Exit code 1 where a limit
+    left answers out.
     """
     from tagpr_data.build import generate_candidates
     from tagpr_data.progress import bar
@@ -51,6 +58,8 @@ def generate_command(
     report = generate_candidates(settings, bar, lambda line: typer.echo(line, err=True), asking)
     for line in summary(report):
         typer.echo(line)
+    if report.status == "partial":
+        _refuse_partial("the table of candidates", report.answers, report.planned)
 
 
 @app.command("build")
@@ -62,17 +71,33 @@ def build_command(
     max_cost: MaxCost = None,
     prices: Prices = None,
     pilot: PilotShare = 0.0,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Build a corpus: prompts, candidates, selection, corpus folder, validation. Unchanged stages are skipped.
 
-    Where a limit stops the teachers, the corpus is made of what is there and says that it is partial.
+    Where a limit stops the teachers, the corpus is made of what is there, says that it is partial, and the exit code
+    is 1. --engine is where rows are judged and checked; it makes no difference to the bytes.
     """
     from tagpr_data.build import build
+    from tagpr_data.engine import Engine
     from tagpr_data.progress import bar
 
     settings, asking = _asking(config, overrides, max_samples, max_tokens, max_cost, prices, pilot, False)
-    build(settings, bar, lambda line: typer.echo(line, err=True), asking)
+    place = Engine(engine, workers, address)
+    manifest = build(settings, bar, lambda line: typer.echo(line, err=True), asking, place)
     typer.echo(settings.output)
+    if partial := manifest.parameters.get("partial"):
+        _refuse_partial(str(settings.output), partial["candidates"], partial["planned"])
+
+
+def _refuse_partial(what: str, answers: int, planned: int) -> None:
+    """End with exit code 1, so that a script does not take a part for the whole."""
+    raise CheckFailed(
+        f"{what} is partial: {answers:,} of {planned:,} answers, then a limit was reached; the same command with a "
+        "higher limit goes on"
+    )
 
 
 def summary(report: "GenerationReport") -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tagpr_data.engine_cli import AddressOption, EngineOption, WorkersOption
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 
 if TYPE_CHECKING:
     from tagpr_data.budget import Limits
@@ -61,7 +61,8 @@ def annotate_command(
     """Put tags around the sentences of untagged chains, without changing a word: by a teacher behind a server
     (--base-url, --model) or by a classifier trained on a tagged corpus (--classifier).
 
-    A chain that cannot be tagged goes to rejected.jsonl with a reason. Killed, the same command goes on.
+    A chain that cannot be tagged goes to rejected.jsonl with a reason. Killed, the same command goes on. Exit code 1
+    where a limit left chains out.
     """
     from tagpr_data.annotate import AnnotatingTeacher, annotate_with_classifier, annotate_with_teacher
     from tagpr_data.chat_server import ChatServer
@@ -110,7 +111,7 @@ def annotate_command(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
     typer.echo(f"{output}: {manifest.annotated:,} chains annotated; rejected: {reasons}")
     if manifest.parameters.get("partial"):
-        typer.echo("a limit was reached: the same command with a higher one goes on", err=True)
+        raise CheckFailed(f"{output} is partial: a limit was reached; the same command with a higher one goes on")
 
 
 @app.command("discover-tags")
