@@ -67,7 +67,7 @@ def test_what_a_chain_model_writes_opens_the_gate_and_is_answered_as_an_evaluati
     assert reward.gate_open and reward.answer == 1.0 and reward.tags == 0.0
     assert {violation.code for violation in parse(text, tagset, k=1).violations} >= {"stray-text"}
     asked = chat_prompt(task, "Which colour?", (), PromptOptions(style=TARGET_STYLES["chain"]), tagset)
-    assert dataset._in_style(trace.messages, "chain", tagset)[0] == asked[0]
+    assert dataset.in_style(trace.messages, "chain", tagset)[0] == asked[0]
 
 
 def test_prompt_longer_than_the_context_loses_its_middle_and_is_counted(tiny_model: Path, make_trace: Callable) -> None:

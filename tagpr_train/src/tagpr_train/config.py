@@ -47,6 +47,27 @@ CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 """trl's option to trade time for memory, by its newer and its older name."""
 
 
+SFT_BATCH_SIZE = 6
+"""`trainer.per_device_train_batch_size` of SFT where the config names none."""
+
+PRMU_BATCH_SIZE = 16
+"""The same of PRMU."""
+
+RL_DEFAULTS: dict[str, Any] = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 16,
+    "max_completion_length": 256,
+    "importance_sampling_level": "sequence",  # GSPO: with these two and the two epsilons
+    "loss_type": "grpo",
+    "epsilon": 3e-4,
+    "epsilon_high": 4e-4,
+    "beta": 0.0,
+    "mask_truncated_completions": True,
+    "learning_rate": 1e-5,
+}
+"""trl options where ours differ from trl's; `[trainer]` overrides them."""
+
+
 class Lora(Config):
     """A low-rank adapter on linear layers."""
 

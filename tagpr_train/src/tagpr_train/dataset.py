@@ -120,7 +120,7 @@ def encode(
     for trace in traces:
         messages, text = trace.messages, trace.text
         if target != "trace":
-            messages = _in_style(messages, TARGET_STYLES[target], tagset)
+            messages = in_style(messages, TARGET_STYLES[target], tagset)
             text = chain_text(trace) if target == "chain" else trace.answer
         completion, weights = _completion(tokenizer, text, 1.0 if target == "answer" else answer_weight)
         completion, weights = [*completion, end], [*weights, weights[-1] if weights else 1.0]
@@ -224,7 +224,7 @@ def _completion(tokenizer: "PreTrainedTokenizerBase", text: str, answer_weight: 
     return list(encoded["input_ids"]), weights
 
 
-def _in_style(messages: Sequence[Message], style: Style, tagset: TagSet) -> tuple[Message, ...]:
+def in_style(messages: Sequence[Message], style: Style, tagset: TagSet) -> tuple[Message, ...]:
     """Give the prompt with the system turn of another style; the user turn is the same in all."""
     nothing = Task(name="none", kind="generation", answer_form="", item_template="")
     system = chat_prompt(nothing, "", (), PromptOptions(style=style), tagset)[0]

@@ -31,7 +31,7 @@ from tagpr_data.pairs import PairFolder
 from tagpr_data.records import PreferencePair, ProfileItem, RunManifest
 from tagpr_data.tables import write_text
 from tagpr_train import base_model, loop, prmu_eval, ranks, runs
-from tagpr_train.config import Prmu
+from tagpr_train.config import PRMU_BATCH_SIZE, Prmu
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 from tagpr_train.prmu import PRMU, pad
 from tagpr_train.user_embedding import prefix_profiles
@@ -100,7 +100,9 @@ def _finish(
 
 def trainer_arguments(config: Prmu) -> RewardConfig:
     """Give trl's settings; InputError on an option trl does not know or a value it refuses."""
-    return loop.trainer_arguments(RewardConfig, config, 16, {"center_rewards_coefficient": config.centring or None})
+    return loop.trainer_arguments(
+        RewardConfig, config, PRMU_BATCH_SIZE, {"center_rewards_coefficient": config.centring or None}
+    )
 
 
 def make_model(name: str, config: Prmu, folder: PairFolder, pairs: Sequence[PreferencePair]) -> PRMU:

@@ -40,7 +40,7 @@ from tagpr_data.records import Rollout, RunManifest, Split
 from tagpr_data.tables import frame_from_records, write_table, write_text
 from tagpr_data.tags import load_tagset
 from tagpr_train import base_model, loop, ranks, rl_generate, rl_prompts, rl_scores, rl_watch, runs, sft
-from tagpr_train.config import Rl
+from tagpr_train.config import RL_DEFAULTS, Rl
 from tagpr_train.dataset import prompt_tokens
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 from tagpr_train.rl_judge import COMPONENTS, Judge, Judged, load_prmu
@@ -48,20 +48,6 @@ from tagpr_train.rl_prompts import Question
 from tagpr_train.rl_watch import Measurement
 
 logger = logging.getLogger(__name__)
-
-DEFAULTS: dict[str, Any] = {
-    "num_generations": 8,
-    "per_device_train_batch_size": 16,
-    "max_completion_length": 256,
-    "importance_sampling_level": "sequence",  # GSPO: with these two and the two epsilons
-    "loss_type": "grpo",
-    "epsilon": 3e-4,
-    "epsilon_high": 4e-4,
-    "beta": 0.0,
-    "mask_truncated_completions": True,
-    "learning_rate": 1e-5,
-}
-"""trl options where ours differ from trl's; `[trainer]` overrides them."""
 
 _NOT_SAMPLED_HERE = (
     "min_p",
@@ -125,14 +111,14 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
 def trainer_arguments(config: Rl) -> Any:
     """Give trl's settings; InputError on an option trl does not know or a value it refuses."""
     weights = config.weights.model_dump() | {"overlong": config.overlong_weight if config.overlong_tokens else 0.0}
-    settings = config.model_copy(update={"trainer": DEFAULTS | config.trainer})
+    settings = config.model_copy(update={"trainer": RL_DEFAULTS | config.trainer})
     fixed = {
         "max_steps": config.steps,
         "reward_weights": [weights[name] for name in COMPONENTS],
         "shuffle_dataset": False,
         "log_completions": False,
     }
-    arguments = loop.trainer_arguments(GRPOConfig, settings, DEFAULTS["per_device_train_batch_size"], fixed)
+    arguments = loop.trainer_arguments(GRPOConfig, settings, RL_DEFAULTS["per_device_train_batch_size"], fixed)
     local = arguments.per_device_train_batch_size * arguments.steps_per_generation
     if local % arguments.num_generations:
         raise InputError(

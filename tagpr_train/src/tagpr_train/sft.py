@@ -32,7 +32,7 @@ from tagpr_data.errors import InputError
 from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
 from tagpr_train import base_model, dataset, label_loss, loop, ranks, runs, tag_tokens
-from tagpr_train.config import Rl, Sft
+from tagpr_train.config import SFT_BATCH_SIZE, Rl, Sft
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
 
 def trainer_arguments(config: Sft) -> SFTConfig:
     """Give trl's settings; InputError on an option trl does not know or a value it refuses."""
-    return loop.trainer_arguments(SFTConfig, config, 6, {"dataset_kwargs": {"skip_prepare_dataset": True}})
+    return loop.trainer_arguments(SFTConfig, config, SFT_BATCH_SIZE, {"dataset_kwargs": {"skip_prepare_dataset": True}})
 
 
 def load(name: str, config: Sft | Rl) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
