@@ -1,4 +1,5 @@
-"""A Hub for data set repositories in one process: what huggingface_hub, datasets and hf:// ask for, over loopback.
+"""A Hub in one process, for data sets and models: what huggingface_hub, datasets, transformers, peft and hf:// ask for,
+over loopback. A name is one repository, of one kind.
 
 Repositories are lists of commits (path → bytes) in memory. Faults are put into `faults` by the test: a function of
 (method, path) that gives a status to answer with, "cut" to close the connection in the middle, "hang" to wait, or None.
@@ -17,11 +18,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_stand_in_token_that_must_never_be_shown"
+LARGE = (".parquet", ".safetensors")
 
 
 @dataclass
 class Repo:
     private: bool
+    kind: str = "datasets"
     commits: list[tuple[str, dict[str, bytes], str]] = field(default_factory=list)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
@@ -110,7 +113,9 @@ class HubStandIn:
                 for method, pattern, act in ROUTES:
                     match = re.fullmatch(pattern, path)
                     if match and self.command in method:
-                        return act(self, body, query, **match.groupdict())
+                        groups = match.groupdict()
+                        self.kind = groups.pop("kind", None) or "models"
+                        return act(self, body, query, **groups)
                 return self.send(404, {"error": f"no route {self.command} {path}"})
 
             def send(self, status: int, body: Any = None, headers: dict[str, str] | None = None) -> None:
@@ -127,7 +132,7 @@ class HubStandIn:
             def at(self, repo: str, revision: str) -> tuple[Repo, str] | None:
                 """Give repository and commit, or answer that one of them is not there."""
                 found = hub.repos.get(repo)
-                if found is None:
+                if found is None or found.kind != self.kind:
                     self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
                     return None
                 oid = found.resolve(unquote(revision))
@@ -154,9 +159,11 @@ class HubStandIn:
                 repo = f"{asked.get('organization') or 'curator'}/{asked['name']}"
                 if repo in hub.repos:
                     return self.send(
-                        409, {"error": "You already created this dataset repo", "url": f"{hub.url}/datasets/{repo}"}
+                        409, {"error": "You already created this repo", "url": f"{hub.url}/datasets/{repo}"}
                     )
-                made = hub.repos[repo] = Repo(bool(asked.get("private")) or asked.get("visibility") == "private")
+                kind = f"{asked.get('type') or 'model'}s"
+                private = bool(asked.get("private")) or asked.get("visibility") == "private"
+                made = hub.repos[repo] = Repo(private, kind)
                 made.branches["main"] = made.commit({".gitattributes": b"*.parquet filter=lfs\n"}, "initial commit")
                 return self.send(200, {"url": f"{hub.url}/datasets/{repo}"})
 
@@ -167,7 +174,7 @@ class HubStandIn:
                     self.send(200, {"files": [
                         {
                             "path": asked["path"], "shouldIgnore": False,
-                            "uploadMode": "lfs" if asked["path"].endswith(".parquet") else "regular",
+                            "uploadMode": "lfs" if asked["path"].endswith(LARGE) else "regular",
                             "oid": _blob(there[asked["path"]]) if asked["path"] in there else None,
                         }
                         for asked in json.loads(body)["files"]
@@ -296,7 +303,8 @@ class HubStandIn:
                     self.send(200, {})
 
         repo, revision = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
-        api = f"/api/datasets/{repo}"
+        api = f"/api/(?P<kind>datasets|models)/{repo}"
+        page = f"(/(?P<kind>datasets))?/{repo}"
         ROUTES: list[tuple[tuple[str, ...], str, Any]] = [
             (("GET",), "/api/whoami-v2", Handler.whoami),
             (("POST",), "/api/repos/create", Handler.create),
@@ -310,9 +318,9 @@ class HubStandIn:
             (("POST",), f"{api}/tag/{revision}", Handler.tag),
             (("GET",), f"{api}/tree/{revision}(/(?P<folder>.+))?", Handler.tree),
             (("POST",), f"{api}/paths-info/{revision}", Handler.paths_info),
-            (("POST",), f"/datasets/{repo}\\.git/info/lfs/objects/batch", Handler.lfs_batch),
+            (("POST",), f"{page}\\.git/info/lfs/objects/batch", Handler.lfs_batch),
             (("PUT",), "/lfs-store/(?P<oid>[0-9a-f]{64})", Handler.lfs_put),
-            (("GET", "HEAD"), f"/datasets/{repo}/resolve/{revision}/(?P<file>.+)", Handler.content),
+            (("GET", "HEAD"), f"{page}/resolve/{revision}/(?P<file>.+)", Handler.content),
         ]
         return Handler
 
@@ -323,6 +331,6 @@ def _blob(content: bytes) -> str:
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {"type": "file", "oid": _blob(content), "size": len(content), "path": path}
-    if path.endswith(".parquet"):
+    if path.endswith(LARGE):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     return entry

@@ -37,7 +37,8 @@ PATIENT = (
     "import sys; from pathlib import Path; from tagpr_data import publish; from tagpr_data.errors import run_cli\n"
     "def go():\n"
     "    target = publish.Target(sys.argv[2], *sys.argv[3:4])\n"
-    "    print(*publish.push(Path(sys.argv[1]), target, lambda line: print(line, file=sys.stderr), (0.05, 0.05)))\n"
+    "    corpus = publish.collect(Path(sys.argv[1]))\n"
+    "    print(*publish.push(corpus, target, lambda line: print(line, file=sys.stderr), (0.05, 0.05)))\n"
     "run_cli(go)"
 )
 """A push with short pauses between attempts."""

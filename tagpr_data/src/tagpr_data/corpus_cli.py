@@ -53,24 +53,7 @@ def push_command(
     from tagpr_data import publish
 
     target = publish.Target(repo_id, revision, tag, public)
-    if push:
-        commit, is_new = publish.push(corpus, target, say=lambda line: typer.echo(line, err=True))
-        typer.echo(
-            f"{repo_id}@{revision}: {'pushed as' if is_new else 'unchanged, is'} commit {commit}"
-            + (f", tag {tag}" if tag else "")
-        )
-        return
-    plan, unknown = publish.preview(corpus, target)
-    for upload in plan.uploads:
-        mark = "send" if upload.path in plan.changed else "same"
-        typer.echo(f"{mark}  {upload.size:>12,}  {upload.sha256}  {upload.path}")
-    for path in plan.deleted:
-        typer.echo(f"drop  {'':>12}  {'':<64}  {path}")
-    total = sum(upload.size for upload in plan.uploads if upload.path in plan.changed)
-    if unknown:
-        typer.echo(f"what is there is not known: {unknown}", err=True)
-    where = f"{repo_id}@{revision}" + ("" if plan.head else f" (to be made, {'public' if public else 'private'})")
-    typer.echo(f"dry run: {len(plan.changed)} files, {total:,} bytes to {where}; send with --push", err=True)
+    publish.run(publish.collect(corpus), target, push, typer.echo, lambda line: typer.echo(line, err=True))
 
 
 @app.command("diff")
