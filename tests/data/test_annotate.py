@@ -29,7 +29,7 @@ from tagpr_data.budget import Limits
 from tagpr_data.chains import Fault, sentences, tagged, take_apart, untagged
 from tagpr_data.chat_server import ChatServer, ServerOptions
 from tagpr_data.engine import Engine
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import AnnotatedChain, Candidate, ChainRow, CorpusManifest, RejectedChain, Sampling
 from tagpr_data.step_classifier import StepClassifier, best_labels, load, train
 from tagpr_data.tables import read_json
@@ -298,6 +298,11 @@ def test_a_limit_ends_early_and_the_next_call_asks_only_for_the_rest(tmp_path: P
     assert (first.annotated, first.rejected, first.parameters["partial"]) == (4, {}, True)
     whole = annotate_with_teacher(path, tmp_path / "out", teacher(server.url), TAGSET, HERE)
     assert (whole.annotated, whole.parameters["partial"], len(server.requests)) == (6, False, 6)
+    from tagpr_data.cli import app
+
+    command = ["annotate", str(path), "--output", str(tmp_path / "other"), "--base-url", server.url, "--model", "m"]
+    part = CliRunner().invoke(app, [*command, "--max-samples", "5"])
+    assert isinstance(part.exception, CheckFailed) and "is partial: a limit was reached" in str(part.exception)
 
 
 @pytest.mark.slow

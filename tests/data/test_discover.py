@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from tagpr_data.chains import Fault
 from tagpr_data.cli import app
 from tagpr_data.discover import Labelled, group, read_open_labels, tagset_file
-from tagpr_data.errors import InputError
+from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.tags import load_tagset
 
 _spec = spec_from_file_location("labelling_stub", Path(__file__).with_name("labelling_stub.py"))
@@ -132,6 +132,10 @@ def test_the_command_recovers_the_groups_of_a_served_teacher(tmp_path: Path, ser
     path = tmp_path / "sample.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     command = ["discover-tags", str(path), "--output", str(tmp_path / "out"), "--base-url", server.url, "--model", "m"]
+    part = CliRunner().invoke(app, [*command, "--max-samples", "20"])
+    assert isinstance(part.exception, CheckFailed) and "is of a part of the sample" in str(part.exception)
+    found = json.loads((tmp_path / "out/discovery.json").read_text(encoding="utf-8"))
+    assert found["unlabelled"] == {"duplicate": 1, "empty": 1, "not-asked": 4}
     run = CliRunner().invoke(app, command)
     assert run.exit_code == 0, run.output
     found = json.loads((tmp_path / "out/discovery.json").read_text(encoding="utf-8"))

@@ -72,6 +72,10 @@ class Group:
     """Whether it is frequent enough for the proposal."""
 
 
+NOT_ASKED = "not-asked"
+"""Why a chain has no labels where a limit was reached before it."""
+
+
 @dataclass(frozen=True)
 class Discovery:
     """What was found."""
@@ -89,7 +93,7 @@ class Discovery:
     chains: int
     sentences: int
     unlabelled: dict[str, int]
-    """Chains without usable labels, by reason."""
+    """Chains without usable labels, by reason; `NOT_ASKED` where a limit left them out."""
 
     def as_json(self) -> str:
         """All of it as JSON."""
@@ -106,6 +110,8 @@ def discover_tags(
     groups: number of groups; None lets the silhouette decide. min_share: kept are groups with at least this share of
     the sentences. Raises InputError when too few labels came back to make groups of.
     """
+    import pyarrow.parquet as pq
+
     check_target(output)
     work = output / ".work"
     with folder_lock(output):
@@ -124,6 +130,9 @@ def discover_tags(
             else:
                 labelled[row.example_id] = Labelled(row.example_id, tuple(labels))
         faults.update(reason for chain, reason in failed.items() if chain not in labelled)
+        asked = pq.read_metadata(work / "prompts.parquet").num_rows
+        if not_asked := asked - len(labelled.keys() | failed.keys()):
+            faults[NOT_ASKED] = not_asked
         found = group(list(labelled.values()), groups=groups, min_share=min_share, seed=seed, unlabelled=faults)
         write_text(output / "discovery.json", found.as_json())
         about = f"{found.chains} chains labelled by {teacher.name}" + (

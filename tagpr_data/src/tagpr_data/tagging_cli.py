@@ -140,7 +140,7 @@ def discover_command(
     """
     from tagpr_data.annotate import AnnotatingTeacher
     from tagpr_data.chat_server import ChatServer
-    from tagpr_data.discover import discover_tags
+    from tagpr_data.discover import NOT_ASKED, discover_tags
     from tagpr_data.progress import meter
     from tagpr_data.records import Sampling
 
@@ -165,6 +165,11 @@ def discover_command(
     )
     for reason, count in found.unlabelled.items():
         typer.echo(f"{count:,} chains left out: {reason}", err=True)
+    if NOT_ASKED in found.unlabelled:
+        raise CheckFailed(
+            f"{output / 'tagset.toml'} is of a part of the sample: a limit was reached; with a higher one the same "
+            "command goes on"
+        )
 
 
 def server_options(base_urls: list[str], model: str | None, key_env: str, concurrency: int) -> "ServerOptions":
