@@ -7,14 +7,16 @@ a person can say (authors, language, a note) stands in `card.toml` beside the ma
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import Field
 
+from tagpr_data import markdown
 from tagpr_data.config import Config, load
 from tagpr_data.corpus import Corpus
+from tagpr_data.markdown import fenced, one_line
 from tagpr_data.records import CorpusManifest, Trace
 from tagpr_data.select import REASONS
 from tagpr_data.stats import Statistics, statistics
@@ -82,7 +84,7 @@ def stale(corpus: Corpus) -> list[str]:
         if not path.is_file():
             problems.append(f"{name}: is missing")
         elif (found := path.read_text(encoding="utf-8", errors="replace")) != text:
-            problems.append(f"{name}: is stale, line {_first_difference(found, text)}")
+            problems.append(f"{name}: is stale, line {markdown.first_difference(found, text)}")
     return problems
 
 
@@ -112,9 +114,9 @@ def card(corpus: Corpus, numbers: Statistics, facts: CardFacts) -> str:
         "## One trace\n\n" + _example(corpus) if manifest.kept else None,
         "## Fields of a trace\n\n" + _fields(),
         "## Limits\n\n" + _limits(manifest, numbers),
-        "## Licence\n\n" + _one_line(manifest.licence) + ".",
+        "## Licence\n\n" + one_line(manifest.licence) + ".",
         "## How it was made\n\n" + _how_made(manifest),
-        f"## Citation\n\n{_fenced(facts.citation)}" if facts.citation else None,
+        f"## Citation\n\n{fenced(facts.citation)}" if facts.citation else None,
         "## Proof\n\n" + _proof(corpus),
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -177,7 +179,7 @@ def _value(value: Any) -> str:
 
 
 def _header(corpus: Corpus, facts: CardFacts) -> str:
-    """The YAML block the Hub reads. Every text is a JSON string, which YAML reads as it is."""
+    """The YAML block the Hub reads."""
     manifest = corpus.manifest
     licence = manifest.licence.strip().lower()
     known = licence in HUB_LICENCES
@@ -192,8 +194,7 @@ def _header(corpus: Corpus, facts: CardFacts) -> str:
         "size_categories": [next((name for limit, name in _SIZES if manifest.kept < limit), "1M<n<10M")],
         "configs": configs(corpus),
     }
-    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in header.items()]
-    return "\n".join(["---", *lines, "---"])
+    return markdown.header(header)
 
 
 def configs(corpus: Corpus) -> list[dict[str, Any]]:
@@ -209,11 +210,11 @@ def configs(corpus: Corpus) -> list[dict[str, Any]]:
 def _summary(corpus: Corpus, numbers: Statistics) -> str:
     manifest = corpus.manifest
     users = numbers.users[0]["users"]
-    tasks = ", ".join(f"`{_one_line(task.name)}`" for task in manifest.tasks)
+    tasks = ", ".join(f"`{one_line(task.name)}`" for task in manifest.tasks)
     pairs = sum(row["pairs"] for row in numbers.pairs)
     return (
         f"{_count(manifest.kept, 'tagged reasoning trace')} about {_count(users, 'user')} on {tasks}, made from the "
-        f"data set `{_one_line(manifest.dataset)}`. Each trace reads a user's past items, says in steps with "
+        f"data set `{one_line(manifest.dataset)}`. Each trace reads a user's past items, says in steps with "
         f"functional tags what they reveal, and answers as this user would.\n\n"
         f"Beside the traces: {_count(sum(manifest.rejected.values()), 'rejected candidate')}, each with its reason"
         + (f", and {_count(pairs, 'preference pair')} for a reward model" if pairs else "")
@@ -227,7 +228,7 @@ def _summary(corpus: Corpus, numbers: Statistics) -> str:
 def _loading(corpus: Corpus) -> str:
     names = [config["config_name"] for config in configs(corpus)]
     first = next((table.split for table in corpus.of("traces") if table.entry.rows), "train")
-    return _fenced(
+    return fenced(
         "from datasets import load_dataset\n\n"
         f'traces = load_dataset("REPO", "traces", split="{first}")\n'
         f"# configurations: {', '.join(names)}\n"
@@ -250,7 +251,7 @@ def _sizes(numbers: Statistics) -> str:
         "", "split", "rows", "users", "examples", "words of completions", "characters of completions",
         "characters of prompts", "completion tokens", "prompt tokens",
     )  # fmt: skip
-    return _table(names, rows, text=2) + "\n\nTokens are those the teacher counted; – where it counts none."
+    return markdown.table(names, rows, text=2) + "\n\nTokens are those the teacher counted; – where it counts none."
 
 
 def _tokens(row: Mapping[str, Any], name: str) -> str:
@@ -273,20 +274,20 @@ def _lengths(numbers: Statistics) -> str:
         return ""
     users = numbers.users[0]
     rows.append(("traces of a user", f"{users['min']:,}", "", "", f"{users['median']:,}", "", "", f"{users['max']:,}"))
-    return _table(("a trace has", "min", "5 %", "25 %", "median", "75 %", "95 %", "max"), rows, text=1)
+    return markdown.table(("a trace has", "min", "5 %", "25 %", "median", "75 %", "95 %", "max"), rows, text=1)
 
 
 def _tags(manifest: CorpusManifest, numbers: Statistics) -> str:
     total = sum(row["steps"] for row in numbers.tags)
     rows = [
         (
-            f"`{_one_line(row['tag'])}`", f"{row['steps']:,}", _share(row["steps"], total),
+            f"`{one_line(row['tag'])}`", f"{row['steps']:,}", _share(row["steps"], total),
             _share(row["traces"], manifest.kept), _share(row["citing_steps"], row["steps"]), f"{row['citations']:,}",
         )
         for row in numbers.tags
     ]  # fmt: skip
     names = ("tag", "steps", "of all steps", "traces that have it", "steps that cite", "citations")
-    return f"Tag set `{_one_line(manifest.tagset)}`, grammar version {manifest.grammar_version}.\n\n" + _table(
+    return f"Tag set `{one_line(manifest.tagset)}`, grammar version {manifest.grammar_version}.\n\n" + markdown.table(
         names, rows, text=1
     )
 
@@ -295,8 +296,8 @@ def _acceptance(manifest: CorpusManifest, numbers: Statistics) -> str:
     kinds = {task.name: task.kind for task in manifest.tasks}
     rows = [
         (
-            _one_line(row["task"]), kinds.get(row["task"], "?"), _one_line(row["teacher"]),
-            f"`{_one_line(row['teacher_revision'])}`", f"{row['attempts']:,}", f"{row['kept']:,}",
+            one_line(row["task"]), kinds.get(row["task"], "?"), one_line(row["teacher"]),
+            f"`{one_line(row['teacher_revision'])}`", f"{row['attempts']:,}", f"{row['kept']:,}",
             _share(row["kept"], row["attempts"]),
             f"{row['micro_score'] / 1e6 / row['kept']:.3f}" if row["kept"] else "–",
             _share(row["grounded_claims"], row["claims"]),
@@ -307,7 +308,7 @@ def _acceptance(manifest: CorpusManifest, numbers: Statistics) -> str:
         "task", "kind", "teacher", "revision", "attempts", "kept", "acceptance", "mean score of kept",
         "claims that hold",
     )  # fmt: skip
-    return _table(names, rows, text=4)
+    return markdown.table(names, rows, text=4)
 
 
 def costs(manifest: CorpusManifest, numbers: Statistics) -> list[str]:
@@ -326,8 +327,8 @@ def _costs(manifest: CorpusManifest, numbers: Statistics) -> str | None:
     )  # fmt: skip
     if not any(row["rows_with_token_counts"] for row in numbers.tasks):
         return None
-    rows = [(_one_line(task), _one_line(teacher), *rest) for task, teacher, *rest in _cost_rows(manifest, numbers)]
-    return "What a kept trace took, rejected attempts included:\n\n" + _table(names, rows, text=2)
+    rows = [(one_line(task), one_line(teacher), *rest) for task, teacher, *rest in _cost_rows(manifest, numbers)]
+    return "What a kept trace took, rejected attempts included:\n\n" + markdown.table(names, rows, text=2)
 
 
 def _cost_rows(manifest: CorpusManifest, numbers: Statistics) -> list[tuple[str, ...]]:
@@ -358,11 +359,11 @@ def _reasons(manifest: CorpusManifest, numbers: Statistics) -> str:
     if not numbers.reasons:
         return "None: every candidate was kept."
     rows = [
-        (f"`{_one_line(row['reason'])}`", _one_line(REASONS.get(row["reason"], "not a reason of this version")),
-         _one_line(row["task"]), f"{row['rows']:,}", _share(row["rows"], manifest.candidates))
+        (f"`{one_line(row['reason'])}`", one_line(REASONS.get(row["reason"], "not a reason of this version")),
+         one_line(row["task"]), f"{row['rows']:,}", _share(row["rows"], manifest.candidates))
         for row in numbers.reasons
     ]  # fmt: skip
-    return _table(("reason", "meaning", "task", "candidates", "of all candidates"), rows, text=3)
+    return markdown.table(("reason", "meaning", "task", "candidates", "of all candidates"), rows, text=3)
 
 
 _PERSONAL = {
@@ -379,22 +380,26 @@ def _personal(manifest: CorpusManifest, numbers: Statistics) -> str:
     done = _PERSONAL.get(str(rules.get("personal_data")), "")
     if not done:
         return "Nobody looked for mail addresses, phone numbers or names."
-    kinds = ", ".join(f"`{_one_line(str(kind))}`" for kind in rules.get("personal_kinds", ()))
+    kinds = ", ".join(f"`{one_line(str(kind))}`" for kind in rules.get("personal_kinds", ()))
     text = f"These {done}: {kinds}. The patterns are simple: texts without findings are not anonymous."
-    rows = [(row["kind"], _one_line(row["task"]), f"{row['traces']:,}") for row in numbers.personal]
-    return text + "\n\n" + (_table(("kind", "task", "traces"), rows, text=2) if rows else "None was found in a trace.")
+    rows = [(row["kind"], one_line(row["task"]), f"{row['traces']:,}") for row in numbers.personal]
+    return (
+        text
+        + "\n\n"
+        + (markdown.table(("kind", "task", "traces"), rows, text=2) if rows else "None was found in a trace.")
+    )
 
 
 def _pairs(numbers: Statistics) -> str:
     rows = [
-        (row["split"], _one_line(row["task"]), row["kind"], f"{row['pairs']:,}", f"{row['users']:,}",
+        (row["split"], one_line(row["task"]), row["kind"], f"{row['pairs']:,}", f"{row['users']:,}",
          f"{row['micro_margin'] / 1e6 / row['pairs']:.3f}")
         for row in numbers.pairs
     ]  # fmt: skip
     return (
         "Two completions of one question, the first better for this user. `seen` holds other questions of the users in "
         "`train`; users in `unseen` are in no other split. The users' items are in the configuration `profiles`.\n\n"
-        + _table(("split", "task", "kind", "pairs", "users", "mean margin"), rows, text=3)
+        + markdown.table(("split", "task", "kind", "pairs", "users", "mean margin"), rows, text=3)
     )
 
 
@@ -409,12 +414,12 @@ def _example(corpus: Corpus) -> str:
     assert row is not None
     turns = "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in row[0])
     shown = turns if len(turns) <= 4000 else turns[:4000] + " …"
-    return f"The prompt:\n\n{_fenced(shown)}\n\nThe completion:\n\n{_fenced(row[1][:4000])}"
+    return f"The prompt:\n\n{fenced(shown)}\n\nThe completion:\n\n{fenced(row[1][:4000])}"
 
 
 def _fields() -> str:
     rows = [(f"`{name}`", " ".join((field.description or "").split())) for name, field in Trace.model_fields.items()]
-    return _table(("field", "meaning"), rows, text=2)
+    return markdown.table(("field", "meaning"), rows, text=2)
 
 
 def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
@@ -452,41 +457,21 @@ def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
 
 
 def _how_made(manifest: CorpusManifest) -> str:
-    made_of = f"data set `{_one_line(manifest.dataset)}`, content `{manifest.dataset_hash}`"
+    made_of = f"data set `{one_line(manifest.dataset)}`, content `{manifest.dataset_hash}`"
     text = recipe(manifest)
     if text is None:
         parameters = json.dumps(manifest.parameters, indent=2, sort_keys=True, ensure_ascii=False)
-        return f"From the {made_of}, with these parameters:\n\n{_fenced(parameters, 'json')}"
+        return f"From the {made_of}, with these parameters:\n\n{fenced(parameters, 'json')}"
     return (
         f"`tagpr-data build corpus.toml` with the {made_of}, and this `corpus.toml`. Servers and keys of teachers are "
-        f"not part of it. `tagpr-data validate` checks the result.\n\n{_fenced(text, 'toml')}"
+        f"not part of it. `tagpr-data validate` checks the result.\n\n{fenced(text, 'toml')}"
     )
 
 
 def _proof(corpus: Corpus) -> str:
     rows = [(f"`{table.path}`", f"{table.entry.rows:,}", f"`{table.entry.sha256}`") for table in corpus.tables]
     hashes = f"Content hash `{corpus.manifest.content_hash}`; tag set `{corpus.manifest.tagset_hash}`."
-    return f"{hashes}\n\n" + _table(("file", "rows", "SHA-256"), rows, text=1)
-
-
-def _table(names: Sequence[str], rows: Iterable[Sequence[str]], text: int) -> str:
-    """Give a Markdown table; the first `text` columns are aligned left, the others right."""
-    align = ["---"] * text + ["---:"] * (len(names) - text)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (names, align, *rows))
-
-
-def _one_line(text: str) -> str:
-    """Make data harmless in Markdown: one line, no table bars, no tags, no code marks."""
-    for mark, harmless in (("&", "&amp;"), ("<", "&lt;"), ("|", "&#124;"), ("`", "'")):
-        text = text.replace(mark, harmless)
-    return " ".join(text.split())
-
-
-def _fenced(text: str, language: str = "text") -> str:
-    """Put data into a code block that it cannot end."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.strip(chr(10))}\n{fence}"
+    return f"{hashes}\n\n" + markdown.table(("file", "rows", "SHA-256"), rows, text=1)
 
 
 def _count(number: int, noun: str) -> str:
@@ -495,9 +480,3 @@ def _count(number: int, noun: str) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
-
-
-def _first_difference(found: str, wanted: str) -> str:
-    lines = zip((found + "\n…").splitlines(), (wanted + "\n…").splitlines(), strict=False)
-    number, (one, other) = next(((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1]), (0, ("", "")))
-    return f"{number} says {one[:80]!r}, not {other[:80]!r}"

@@ -11,6 +11,7 @@ run folder remembers the name as given, and the content hash, so what it was mad
 
 import re
 from pathlib import Path
+from typing import Literal
 
 from tagpr_data.cache import cache_folder
 from tagpr_data.dataset import MANIFEST
@@ -83,6 +84,21 @@ def _if_there(path: Path) -> Path | None:
 
 
 def _downloaded(what: str, name: str, wanted: tuple[str, ...], offline: bool) -> Path:
+    folder = fetch(what, name, "dataset", wanted, offline)
+    if not (folder / MANIFEST).is_file() and not (folder / "pairs" / MANIFEST).is_file():
+        raise InputError(f"repository {name} is no {what} folder: it has no {MANIFEST} at its top")
+    return folder
+
+
+def fetch(
+    what: str,
+    name: str,
+    repo_type: Literal["dataset", "model"],
+    wanted: tuple[str, ...] | None = None,
+    offline: bool = False,
+) -> Path:
+    """Give the folder with the files (of the patterns `wanted`, if given) of OWNER/NAME[@REVISION], in the cache of the
+    Hub's client. InputError, in which it is called `what`, when it cannot be got."""
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         raise InputError(f"{what} {name} does not exist: it is no folder here and no OWNER/NAME of the Hub")
     from huggingface_hub import snapshot_download
@@ -95,14 +111,15 @@ def _downloaded(what: str, name: str, wanted: tuple[str, ...], offline: bool) ->
     )
 
     repository, _, revision = name.partition("@")
-    problem = f"{what} {name!r} is neither a folder here nor a data set repository that can be got"
+    kind = "data set repository" if repo_type == "dataset" else "model repository"
+    problem = f"{what} {name!r} is neither a folder here nor a {kind} that can be got"
     try:
-        folder = Path(
+        return Path(
             snapshot_download(
                 repository,
-                repo_type="dataset",
+                repo_type=repo_type,
                 revision=revision or None,
-                allow_patterns=list(wanted),
+                allow_patterns=list(wanted) if wanted else None,
                 local_files_only=offline,
             )
         )
@@ -114,12 +131,7 @@ def _downloaded(what: str, name: str, wanted: tuple[str, ...], offline: bool) ->
     except RevisionNotFoundError:
         raise InputError(f"{problem}: {repository} has no revision {revision or 'main'!r}") from None
     except RepositoryNotFoundError:
-        raise InputError(
-            f"{problem}: there is no such data set repository, or the token (HF_TOKEN) may not see it"
-        ) from None
+        raise InputError(f"{problem}: there is no such {kind}, or the token (HF_TOKEN) may not see it") from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"{problem}: {shorten(reason, 200)}") from None
-    if not (folder / MANIFEST).is_file() and not (folder / "pairs" / MANIFEST).is_file():
-        raise InputError(f"repository {name} is no {what} folder: it has no {MANIFEST} at its top")
-    return folder
