@@ -211,15 +211,22 @@ def report(
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
     max_samples: Annotated[int, typer.Option(help="Most samples in the sample browser.", min=0)] = 10_000,
     audit: Annotated[list[Path] | None, typer.Option(help="audit.json of the data (`tagpr-data audit`).")] = None,
+    training: Annotated[
+        list[Path] | None, typer.Option(help="Finished run folder of tagpr-train (sft, prmu, rl); once for each.")
+    ] = None,
 ) -> None:
-    """Write one page with scores, intervals, controls, failures and all samples of finished runs."""
+    """Write one page with scores, intervals, controls, failures and all samples of finished runs.
+
+    With --training also how the models were trained: losses, reward curves, held-out answers, pair accuracies."""
     from tagpr_data.records import Audit
     from tagpr_data.tables import read_json
     from tagpr_eval.cells import load_runs
     from tagpr_eval.report import build, write_report
+    from tagpr_eval.training import load_training
 
     audits = [read_json(path, Audit) for path in audit or ()]
-    made = build(load_runs(runs, dataset), reference, max_samples, audits)
+    trained = load_training(training or ())
+    made = build(load_runs(runs, dataset), reference, max_samples, audits, trained)
     written = write_report(made, output)
     for finding in made.findings:
         typer.echo(finding.as_text())

@@ -1,10 +1,11 @@
-"""Plots of a report: score by k with intervals, lift, and the cold-start curve.
+"""Plots of a report: score by k with intervals, lift, the cold-start curve, training over steps, pair accuracies.
 
 Each is one matplotlib figure, given as SVG for the page (its ink is the page's ink, so it suits light and dark) or as
 PNG and SVG files. Deterministic bytes for the same numbers. No text of the data is read as markup or mathematics.
 """
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 PALETTE = ("#2f7f86", "#c2703d", "#7a68b3", "#5f8f3e", "#b9507c", "#3f78c0", "#9a8435", "#7b7f86")
 """Colours of the series: readable on white and on near-black."""
+TrackKind = Literal["curve", "dotted", "level"]
+MANY = 30
+"""Steps from which a track is smoothed."""
 _LEVEL_DASHES = ((6, 2), (1, 1.5), (6, 2, 1, 2), (2.5, 2), (6, 2, 1, 2, 1, 2))
 _INK, _RULE = "#010203", "#040506"
 """Stand-ins that the page replaces by its own colours."""
@@ -58,6 +62,22 @@ class Line:
     """(place on the x axis, score) in order."""
     kind: Literal["curve", "control", "level"] = "curve"
     """control: dotted. level: one score for every x, a grey line; each has its own dashes."""
+
+
+@dataclass(frozen=True)
+class Track:
+    """One series over the steps of a training run."""
+
+    name: str
+    """Legend entry; tracks of one name share a colour, as the stages of one run after the other do."""
+    steps: tuple[float, ...]
+    """Where its values stand."""
+    values: tuple[float, ...]
+    """One a step; nan leaves a gap."""
+    intervals: tuple[tuple[float, float], ...] = ()
+    """Ends of the interval of each value; empty where there are none."""
+    kind: TrackKind = "curve"
+    """curve: joined points, smoothed where there are many. dotted: the same, dotted. level: a grey line."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +153,63 @@ def forest(rows: Sequence[tuple[str, Difference]], x_label: str) -> "Figure":
     return figure
 
 
+def tracks(panels: Mapping[str, Sequence[Track]], x_label: str, ends: Sequence[tuple[float, str]] = ()) -> "Figure":
+    """Give small multiples over steps, one a panel, each with its own scale. `ends`: the last step of each stage and
+    its name; more than one are told apart by upright lines.
+
+    More than `MANY` points are shown faintly, and their mean over a moving window strongly."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    every = [line for lines in panels.values() for line in lines]
+    names = list(dict.fromkeys(line.name for line in every if line.kind != "level"))
+    figure = Figure(figsize=(4.1 * columns + 0.4, 2.5 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    shown: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_title(_cut(title, 60))
+        axes.set_xlabel(x_label)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.margins(y=0.12)
+        for line in lines:
+            colour = PALETTE[-1] if line.kind == "level" else PALETTE[names.index(line.name) % (len(PALETTE) - 1)]
+            shown.setdefault(line.name, _track(axes, line, colour))
+        _stages(axes, ends)
+    figure.legend(shown.values(), map(_cut, shown), loc="outside lower center", ncols=min(len(shown), 2 * columns))
+    return figure
+
+
+def dots(rows: Sequence[tuple[str, Mapping[str, Estimate]]], x_label: str, level: float) -> "Figure":
+    """Give several estimates a row as dots with their intervals, a colour for each name; `level` is marked."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for _, found in rows for name in found))
+    figure = Figure(figsize=(7.6, (0.14 * len(names) + 0.14) * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(level, color=mpl.rcParams["text.color"], linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    shown: dict[str, Any] = {}
+    for place, (_, found) in enumerate(rows):
+        for name, value in found.items():
+            series = names.index(name)
+            colour, height = PALETTE[series % len(PALETTE)], place + (series - (len(names) - 1) / 2) * 0.15
+            axes.plot([value.low, value.high], [height, height], color=colour, linewidth=1.4, solid_capstyle="round")
+            (handle,) = axes.plot([value.value], [height], "o", color=colour, markersize=4)
+            shown.setdefault(name, handle)
+    axes.set_yticks(range(len(rows)), [_cut(name, 60) for name, _ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(x_label)
+    figure.legend(shown.values(), map(_cut, shown), loc="outside lower center", ncols=min(len(shown), 3))
+    return figure
+
+
 def svg(plot: Plot) -> str:
     """Give the plot as an `<svg>` element whose ink is `currentColor` and whose rules are `var(--rule)`."""
     text = _svg(plot).decode()
@@ -163,6 +240,50 @@ def _line(axes: "Axes", line: Line, ticks: Sequence[str], colour: str, offset: f
     lows, highs = [found.low for _, found in line.points], [found.high for _, found in line.points]
     axes.vlines(places, lows, highs, color=colour, linewidth=1.0, alpha=0.55)
     return handle
+
+
+def _track(axes: "Axes", line: Track, colour: str) -> Any:
+    """Draw a series over steps; give what stands for it in the legend."""
+    style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "linestyle": "-"}
+    if line.kind == "level":
+        style |= {"linewidth": 1.1, "linestyle": (0, _LEVEL_DASHES[0]), "zorder": 1}
+    elif line.kind == "dotted":
+        style["linestyle"] = (0, (1.2, 1.6))
+    values: Sequence[float] = line.values
+    if len(values) > MANY and line.kind != "level":
+        axes.plot(line.steps, values, color=colour, linewidth=0.8, alpha=0.28)
+        values = moving_mean(values, len(values) // 10)
+    elif line.kind != "level":
+        style |= {"marker": "o", "markersize": 3.5}
+    (handle,) = axes.plot(line.steps, values, **style)
+    if line.intervals:
+        axes.vlines(line.steps, *zip(*line.intervals, strict=True), color=colour, linewidth=1.0, alpha=0.55)
+    return handle
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Give the mean of each value and its neighbours, at most `window` // 2 on either side; nan is left out."""
+    half = window // 2
+    parts = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
+    known = [[value for value in part if not math.isnan(value)] for part in parts]
+    return [math.fsum(part) / len(part) if part else math.nan for part in known]
+
+
+def _stages(axes: "Axes", ends: Sequence[tuple[float, str]]) -> None:
+    """Mark where stages end and say which they are."""
+    import matplotlib as mpl
+
+    if len(ends) < 2:
+        return
+    start = 0.0
+    for end, name in ends:
+        if start:
+            axes.axvline(start, color=mpl.rcParams["text.color"], linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.annotate(
+            _cut(name, 24), ((start + end) / 2, 0), xycoords=("data", "axes fraction"), xytext=(0, 3),
+            textcoords="offset points", ha="center", va="bottom", fontsize=7.5, alpha=0.75,
+        )  # fmt: skip
+        start = end
 
 
 @lru_cache(maxsize=64)

@@ -19,28 +19,13 @@ from typing import Any
 from tagpr_data.errors import InputError
 from tagpr_data.records import Audit
 from tagpr_data.tables import write_text
-from tagpr_eval import browser, report_faithfulness, report_plots, stats
-from tagpr_eval import report_tables as tables
-from tagpr_eval.cells import RESAMPLES, Group, Run, best_place, make_groups, tagset_of
-from tagpr_eval.dialects import MEANINGS
-from tagpr_eval.plots import Plot, png_file, svg, svg_file
+from tagpr_eval import browser, stats
+from tagpr_eval.cells import Group, Run, best_place, make_groups, tagset_of
+from tagpr_eval.plots import png_file, svg, svg_file
+from tagpr_eval.report_sections import Material, Section, sections
+from tagpr_eval.report_training import verdicts
+from tagpr_eval.training import TrainingRun
 from tagpr_eval.typeset import Column, Table, csv_text, escape, latex, markdown, show
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page."""
-
-    name: str
-    """Anchor."""
-    title: str
-    """Heading."""
-    intro: str
-    """What is shown and how to read it."""
-    tables: tuple[Table, ...] = ()
-    """Its tables."""
-    plots: tuple[Plot, ...] = ()
-    """Its plots, shown before the tables."""
 
 
 @dataclass(frozen=True)
@@ -78,99 +63,22 @@ class Report:
 
 
 def build(
-    runs: Sequence[Run], reference: str | None = None, max_samples: int = 10_000, audits: Sequence[Audit] = ()
+    runs: Sequence[Run],
+    reference: str | None = None,
+    max_samples: int = 10_000,
+    audits: Sequence[Audit] = (),
+    training: Sequence[TrainingRun] = (),
 ) -> Report:
     """Compute the report. `reference` is the model others are compared to; None takes the first that is no baseline.
-    `audits` are what `tagpr-data audit` found in the data.
+    `audits` are what `tagpr-data audit` found in the data, `training` how the models were trained.
 
     Raises InputError when there is nothing to report or `reference` did not run."""
     groups = make_groups(runs)
-    models = list(dict.fromkeys(cell.model for group in groups for cell in group.cells))
-    if reference is not None and reference not in models:
-        raise InputError(f"reference model {reference!r} is in no run; there are: {', '.join(models)}")
-    reference = reference or next(
-        (cell.model for group in groups for cell in group.cells if not cell.is_baseline), models[0]
-    )
-    lift = tables.lift_table(groups)
-    comparison = tables.comparison_table(groups, reference)
-    dialects = [tables.dialect_table(group) for group in groups if group.task.kind == "generation"]
-    dialects = [table for table in dialects if table is not None]
-    looked = report_faithfulness.load(runs)
-    sections = [
-        Section(
-            "scores",
-            "Scores",
-            "Strict: the raw completion, as it is. Parsed: the answer our documented extractor finds in it. In "
-            f"brackets the 95 % interval, from {RESAMPLES:,} resamples of users. Bold: the best model, rules and "
-            "controls aside.",
-            tuple(tables.headline_table(group) for group in groups),
-            tuple(plot for group in groups for plot in report_plots.score_plots(group)),
-        ),
-        Section(
-            "lift",
-            "Does the profile help?",
-            "Personalization lift: right profile minus control, on the same examples. Controls: no profile, and as "
-            "many items of another user. Positive means the right profile helps; an interval that contains 0 means "
-            "that no effect can be shown.",
-            _filled(lift),
-            tuple(plot for group in groups for plot in report_plots.lift_plots(group)),
-        ),
-        Section(
-            "models",
-            "Models compared",
-            f"Each model minus {reference}, on the same examples and in the same setting. Positive means better, also "
-            "for errors.",
-            (*_filled(comparison), *_filled(tables.rules_table(groups))),
-        ),
-        Section(
-            "traces",
-            "Reasoning",
-            "Share of completions that are in the tag grammar, and share of the checkable claims about cited items "
-            "that hold.",
-            _filled(tables.trace_table(groups)),
-        ),
-        Section(
-            "faithfulness",
-            "Does the answer follow the reasoning?",
-            report_faithfulness.INTRO,
-            report_faithfulness.faithfulness_tables(looked),
-            report_faithfulness.early_answer_plots(looked),
-        ),
-        Section(
-            "failures",
-            "Failures",
-            "What came back that is no clean answer. All of it is scored, as wrong or worst; a row may count twice.",
-            (tables.failure_table(groups),),
-        ),
-        Section(
-            "dialects",
-            "ROUGE dialects",
-            "The same answers, scored as different papers score them: "
-            + "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items())
-            + ". Bold: the winner in that dialect.",
-            tuple(dialects),
-        ),
-        Section(
-            "slices",
-            "Who is served",
-            "The headline metric by length of the user's whole profile and by days since their newest item, for the "
-            "largest k of each model and retriever, and for no profile.",
-            tuple(table for group in groups if (table := tables.slice_table(group)).rows),
-            tuple(plot for group in groups for plot in report_plots.cold_start_plots(group)),
-        ),
-        Section(
-            "audit",
-            "Is the data clean?",
-            "What an audit of the data set found in each split, before any model was asked: what share of the examples "
-            "a question concerns.",
-            tuple(tables.audit_tables(audits)),
-        ),
-        Section("runs", "Runs", "What was run, on what, and how to repeat it.", (tables.context_table(runs),)),
-    ]
+    material = Material(runs, groups, _reference(groups, reference), audits, training)
     return Report(
         title="Evaluation of " + ", ".join(dict.fromkeys(group.task.name for group in groups)),
-        findings=tuple(_findings(groups, lift, dialects)),
-        sections=tuple(section for section in sections if section.tables or section.plots),
+        findings=(*_findings(material), *(Finding(*found) for found in verdicts(training))),
+        sections=sections(material),
         samples=browser.sample_data(
             [
                 browser.Shown(group.task, cell.model, cell.setting, cell.frame, cell.evidence)
@@ -251,8 +159,15 @@ def script_json(value: Any) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _findings(groups: Sequence[Group], lift: Table, dialects: Sequence[Table]) -> Iterator[Finding]:
-    for group in groups:
+def _reference(groups: Sequence[Group], wanted: str | None) -> str:
+    models = list(dict.fromkeys(cell.model for group in groups for cell in group.cells))
+    if wanted is not None and wanted not in models:
+        raise InputError(f"reference model {wanted!r} is in no run; there are: {', '.join(models)}")
+    return wanted or next((cell.model for group in groups for cell in group.cells if not cell.is_baseline), models[0])
+
+
+def _findings(material: Material) -> Iterator[Finding]:
+    for group in material.groups:
         metric = group.metrics[0]
         found = group.grid(metric, "parsed").estimates()
         place = best_place(group, found, metric)
@@ -262,10 +177,10 @@ def _findings(groups: Sequence[Group], lift: Table, dialects: Sequence[Table]) -
         ranked = sum(not one.is_baseline and one.control is None for one in group.cells)
         facts = [
             f"Best of {ranked} settings: {cell.label}; parsed, n = {best.n}, {best.users} users.",
-            *_lift_facts(group, place, lift),
+            *_lift_facts(group, place, material.lift),
             *(
                 table.note.split(". ")[0].removesuffix(".") + "."
-                for table in dialects
+                for table in material.dialects
                 if table.title == group.task.name
             ),
         ]
@@ -291,7 +206,3 @@ def _lift_facts(group: Group, place: int, lift: Table) -> Iterator[str]:
         shown_p = show(p, Column("", "", "p"))
         shown_p = f"p {shown_p}" if shown_p.startswith("<") else f"p = {shown_p}"
         yield f"Against {control} {show(difference, Column('', '', 'difference'))}: {verdict} ({shown_p}, Holm)."
-
-
-def _filled(table: Table) -> tuple[Table, ...]:
-    return (table,) if table.rows else ()
