@@ -26,13 +26,26 @@ from tagpr_data.annotate import (
     read_labels,
 )
 from tagpr_data.budget import Limits
+from tagpr_data.chain_attempts import ChainAttempts
 from tagpr_data.chains import Fault, sentences, tagged, take_apart, untagged
 from tagpr_data.chat_server import ChatServer, ServerOptions
+from tagpr_data.dataset import Dataset, write_dataset
 from tagpr_data.engine import Engine
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.records import AnnotatedChain, Candidate, ChainRow, CorpusManifest, RejectedChain, Sampling
+from tagpr_data.records import (
+    AnnotatedChain,
+    Candidate,
+    ChainRow,
+    CorpusManifest,
+    Example,
+    ProfileItem,
+    RejectedChain,
+    Sampling,
+    Task,
+    Trace,
+)
 from tagpr_data.step_classifier import StepClassifier, best_labels, load, train
-from tagpr_data.tables import read_json
+from tagpr_data.tables import read_json, read_records
 from tagpr_data.tags import TagSet, load_tagset, parse
 
 _spec = spec_from_file_location("labelling_stub", Path(__file__).with_name("labelling_stub.py"))
@@ -450,6 +463,126 @@ def test_attempts_come_back_as_candidates_and_make_a_corpus(
     assert validated.exit_code == 0, validated.output
     manifest = read_json(tmp_path / "corpus/manifest.json", CorpusManifest)
     assert manifest.candidates == len(made)
+
+
+# A curator's own chains
+
+
+def own_chains(dataset: Dataset, count: int = 8) -> list[dict[str, Any]]:
+    """Chains without a tag that look at the two items before the query, as somebody's own file has them."""
+    examples = sorted(
+        (example for split in dataset.splits for example in dataset.examples(split) if example.task == "genre"),
+        key=lambda example: example.id,
+    )
+    rows: list[dict[str, Any]] = []
+    for number, example in enumerate(examples[:count]):
+        one, two = dataset.profile(example)[-2:]
+        rows.append(
+            {
+                "id": f"chain {number}",
+                "example_id": example.id,
+                "item_ids": [one.item_id, two.item_id],
+                "text": f'[P1] was filed under "{one.label}". So was or was not [P2]. That decides on {example.input}.',
+                "answer": example.output,
+                "teacher": "a person",
+            }
+        )
+    return rows
+
+
+def own_command(path: Path, output: Path, server: Any, *tail: str) -> list[str]:
+    return ["annotate", str(path), "--output", str(output), "--base-url", server.url, "--model", "m", *tail]
+
+
+def test_own_chains_become_a_validated_corpus(song_folder: Path, tmp_path: Path, stub: Callable[..., Any]) -> None:
+    from tagpr_data.cli import app
+
+    dataset = Dataset.load(song_folder)
+    bare = own_chains(dataset)
+    bare[0]["answer"] = "polka"  # not what the user chose
+    path, corpus = write_chains(tmp_path / "chains.jsonl", bare), tmp_path / "corpus"
+    server = stub(names=["examine_examples", "compare_options", "infer_preference"])
+    for command in (
+        own_command(path, tmp_path / "out", server, "--dataset", str(song_folder), "--workers", "1"),
+        ["select", str(tmp_path / "out/candidates.jsonl"), "--dataset", str(song_folder), "--output", str(corpus)],
+        ["card", str(corpus)],
+        ["validate", str(corpus), "--dataset", str(song_folder)],
+    ):
+        run = CliRunner().invoke(app, command)
+        assert run.exit_code == 0, run.output
+    assert "Past items of this user:" in server.requests[0]["messages"][1]["content"]
+    manifest = read_json(corpus / "manifest.json", CorpusManifest)
+    assert (manifest.candidates, manifest.kept, manifest.rejected) == (8, 7, {"low-score": 1})
+    assert manifest.teachers == {"a person+m": "unstated+unstated"}
+    assert manifest.claims == manifest.grounded_claims > 0
+    traces = {row.parents[0]: row for split in ("train", "validation")
+              for row in read_records(corpus / f"traces/{split}.parquet", Trace)}  # fmt: skip
+    for chain in bare[1:]:
+        row = traces[chain["id"]]
+        assert (row.example_id, list(row.item_ids), row.answer) == (
+            chain["example_id"], chain["item_ids"], chain["answer"],
+        )  # fmt: skip
+        assert untagged(row.text, TAGSET) == f"<think>{chain['text']}</think>\n{chain['answer']}"
+        assert [len(step.cites) for step in row.steps] == [1, 1, 0]
+
+
+@pytest.fixture
+def unfit_folder(tmp_path: Path) -> Path:
+    """A data set with a gold title in the profile and one question asked twice."""
+    labels = ("rock", "jazz")
+    genre = Task(name="genre", kind="classification", labels=labels, answer_form="a genre", item_template="{title}")
+    title = Task(name="title", kind="generation", answer_form="a title", item_template='"{title}": {text}')
+    common: dict[str, Any] = {"user_id": "u", "profile_id": "u", "profile_size": 2}
+    items = [
+        ProfileItem(profile_id="u", position=0, item_id="i0", title="one two three four", text="a", label="rock"),
+        ProfileItem(profile_id="u", position=1, item_id="i1", title="five", text="b", label="rock"),
+    ]
+    first = Example(id="e0", task="title", input="c", output="one two three four", **common)
+    second, third = (Example(id=key, task="genre", input="same", output="rock", **common) for key in ("e1", "e2"))
+    write_dataset(
+        tmp_path / "unfit", name="unfit", source="made up", licence="CC0-1.0", tasks=[genre, title],
+        examples={"train": [first, second], "validation": [third]}, items=items, parameters={}, skipped={},
+    )  # fmt: skip
+    return tmp_path / "unfit"
+
+
+def test_own_chains_whose_prompt_no_corpus_may_have_are_in_the_ledger_and_nobody_is_asked_about_them(
+    unfit_folder: Path, tmp_path: Path, stub: Callable[..., Any]
+) -> None:
+    from tagpr_data.cli import app
+
+    common = {"text": "[P1] is loud. So it is loud. This user likes it loud.", "answer": "rock", "item_ids": ["i0"]}
+    bare = [{"id": str(number), "example_id": key} | common for number, key in enumerate(["e0", "e1", "e2", "e1"])]
+    bare[0] |= {"item_ids": ["i1", "i0"]}
+    server = stub(names=["examine_examples", "compare_options", "infer_preference"])
+    path = write_chains(tmp_path / "chains.jsonl", bare)
+    run = CliRunner().invoke(app, own_command(path, tmp_path / "out", server, "--dataset", str(unfit_folder)))
+    assert run.exit_code == 0, run.output
+    reasons = {row.id: row.reason for row in rows_of(tmp_path / "out/rejected.jsonl", RejectedChain)}
+    assert reasons == {"0": "gold-in-prompt", "2": "duplicate-prompt"}
+    made = rows_of(tmp_path / "out/candidates.jsonl", Candidate)
+    assert [(row.parents, row.attempt) for row in made] == [(("1",), 0), (("3",), 1)]  # two attempts on one prompt
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"example_id": "nobody"}, r"c\.jsonl, line 2: example_id 'nobody' is not in the data set"),
+        ({"item_ids": ["ann-9"]}, r"line 2: item_ids has 'ann-9', .* none of the 6 items before example 'genre-ann-6'"),
+        ({"item_ids": ["ann-1", "ann-1"]}, r"line 2: item_ids has 'ann-1' twice"),
+        ({"example_id": None}, r"line 2: example_id: .*; with --dataset a chain has id, text, example_id"),
+        ({"item_ids": "ann-1"}, r"line 2: item_ids: "),
+    ],
+)
+def test_own_chains_that_do_not_fit_the_data_set_are_refused_with_their_line(
+    change: dict[str, Any], message: str, song_folder: Path, tmp_path: Path
+) -> None:
+    dataset = Dataset.load(song_folder)
+    row = own_chains(dataset, 1)[0]
+    path = write_chains(tmp_path / "c.jsonl", [row, row | {"id": "two"} | change])
+    with pytest.raises(InputError, match=message):
+        list(chains.read_chains(path, answering=ChainAttempts(dataset, TAGSET)))
 
 
 # Another language, all the way

@@ -9,7 +9,7 @@ are all chains that were given, unless a limit ended the run early (the manifest
 journalled as in `generate`, so after `kill -9` the same call goes on and asks for nothing twice; the same chains,
 replies and tag set give the same bytes. Price: one question a chain, and memory of some 300 bytes a chain.
 
-    OUTPUT/annotated.jsonl  rejected.jsonl  candidates.jsonl (where chains were attempts)  manifest.json (last)
+    OUTPUT/annotated.jsonl  rejected.jsonl  candidates.jsonl (where chains are attempts)  manifest.json (last)
 """
 
 import json
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagpr_data import tags
 from tagpr_data.budget import FREE, NO_LIMITS, Limits, Price
+from tagpr_data.chain_attempts import ChainAttempts
 from tagpr_data.chains import (
     MAX_CHARACTERS,
     REASONS,
@@ -100,15 +101,15 @@ class AnnotatingTeacher:
 
 def annotate_with_classifier(
     chains: Path, output: Path, classifier: StepClassifier, tagset: TagSet, engine: Engine = LOCAL,
-    max_characters: int = MAX_CHARACTERS,
+    max_characters: int = MAX_CHARACTERS, dataset: Dataset | None = None,
 ) -> AnnotationManifest:  # fmt: skip
-    """Annotate a file of chains with a classifier's tags and write the folder `output`."""
+    """Annotate a file of chains with a classifier's tags and write the folder `output`. With the data set whose
+    examples they answer (`AnsweringChain`) the annotated chains are candidates too."""
     check_target(output)
     with folder_lock(output):
         function = partial(annotated_batch, tagset=tagset, classifier=classifier, max_characters=max_characters)
-        done = map_batches(
-            read_chains(chains), function, engine=engine.name, workers=engine.workers, address=engine.address
-        )
+        batches = read_chains(chains, answering=_answering(dataset, tagset))
+        done = map_batches(batches, function, engine=engine.name, workers=engine.workers, address=engine.address)
         quality = classifier.quality.model_dump()
         name = ("classifier", classifier.revision)
         return _write(output, done, tagset, name, quality, {"max_characters": max_characters})
@@ -118,15 +119,17 @@ def annotate_with_teacher(
     chains: Path, output: Path, teacher: AnnotatingTeacher, tagset: TagSet, engine: Engine = LOCAL,
     max_characters: int = MAX_CHARACTERS, samplings: Sequence[Sampling] = (Sampling(),), seed: int = 0,
     concurrency: int = 8, limits: Limits = NO_LIMITS, price: Price = FREE,
-    watch: Callable[[Tally], object] = lambda tally: None,
+    watch: Callable[[Tally], object] = lambda tally: None, dataset: Dataset | None = None,
 ) -> AnnotationManifest:  # fmt: skip
     """Annotate a file of chains with a teacher's tags and write the folder `output`; a chain whose reply cannot be used
-    is asked about once per sampling. Raises InputError or CheckFailed when the teacher fails."""
+    is asked about once per sampling. `dataset` as for the classifier. Raises InputError or CheckFailed when the teacher
+    fails."""
     check_target(output)
     work = output / _WORK
     with folder_lock(output):
         with table_writer(work / "prompts.parquet", Prompt) as write:
-            for prompt in _prompts(chains, tagset, max_characters):
+            batches = read_chains(chains, answering=_answering(dataset, tagset))
+            for prompt in _prompts(batches, tagset, max_characters):
                 write(prompt)
         outcome = generate(
             work, work / "prompts.parquet", [TeacherPlan(teacher, tuple(samplings), concurrency, price)],
@@ -136,7 +139,8 @@ def annotate_with_teacher(
         )  # fmt: skip
         verdicts = _verdicts(work / CANDIDATES, tagset)
         function = partial(annotated_batch, tagset=tagset, max_characters=max_characters)
-        batches = _with_verdicts(read_chains(chains), verdicts, tagset, max_characters)
+        batches = read_chains(chains, answering=_answering(dataset, tagset))
+        batches = _with_verdicts(batches, verdicts, tagset, max_characters)
         done = map_batches(batches, function, engine=engine.name, workers=engine.workers, address=engine.address)
         parameters = {
             "max_characters": max_characters,
@@ -242,14 +246,19 @@ def _chain_row(row: Mapping[str, Any]) -> ChainRow:
     return ChainRow(**{name: row[name] for name in ChainRow.model_fields})
 
 
-def _prompts(chains: Path, tagset: TagSet, max_characters: int) -> Iterator[Prompt]:
+def _answering(dataset: Dataset | None, tagset: TagSet) -> ChainAttempts | None:
+    """Give what makes attempts of chains, anew for each pass over them."""
+    return ChainAttempts(dataset, tagset) if dataset is not None else None
+
+
+def _prompts(batches: "Iterable[pa.RecordBatch]", tagset: TagSet, max_characters: int) -> Iterator[Prompt]:
     """Give the questions about the chains that can be annotated; equal ones once."""
     taken: set[bytes] = set()
-    for batch in read_chains(chains):
+    for batch in batches:
         for value in batch.to_pylist():
             row = _chain_row(value)
             chain = take_apart(row, tagset, max_characters)
-            if isinstance(chain, Fault):
+            if value["reason"] or isinstance(chain, Fault):
                 continue
             messages = label_prompt(row, sentences(chain.body), tagset)
             identity = prompt_hash(messages)
@@ -306,7 +315,7 @@ def _with_verdicts(
         for value in batch.to_pylist():
             row = _chain_row(value)
             chain = take_apart(row, tagset, max_characters)
-            if not isinstance(chain, Fault):
+            if not (value["reason"] or isinstance(chain, Fault)):
                 pieces = sentences(chain.body)
                 labels = verdicts.get(bytes.fromhex(prompt_hash(label_prompt(row, pieces, tagset))))
                 if isinstance(labels, Fault):
@@ -356,7 +365,8 @@ def _write(
                     add(annotated_file, "annotated", record)
                     if row["row"] is not None:
                         attempt = Attempt.model_validate_json(row["row"])
-                        add(candidates_file, "candidates", _candidate(attempt, parsed.text, name, revision))
+                        tagged_one = _candidate(attempt, row["id"], parsed.text, name, revision)
+                        add(candidates_file, "candidates", tagged_one)
     if not counts["candidates"]:
         files.pop("candidates").unlink()
     manifest = AnnotationManifest(
@@ -379,13 +389,13 @@ def _picked(row: Mapping[str, Any], model: type[Record]) -> dict[str, Any]:
     return {name: row[name] for name in model.model_fields}
 
 
-def _candidate(attempt: Attempt, text: str, annotator: str, revision: str) -> Candidate:
-    """Give the attempt with tags, as one of its teacher and the annotator together, with the attempt as its parent."""
+def _candidate(attempt: Attempt, chain: str, text: str, annotator: str, revision: str) -> Candidate:
+    """Give the attempt with tags, as one of its teacher and the annotator together, with the chain's row as parent."""
     changed = {
         "id": sha256_text(canonical_json([attempt.id, annotator, revision, text])),
         "teacher": f"{attempt.teacher}+{annotator}",
         "teacher_revision": f"{attempt.teacher_revision}+{revision}",
-        "parents": (attempt.id,),
+        "parents": (chain,),
         "text": text,
     }
     return Candidate.model_validate(dict(attempt) | changed)

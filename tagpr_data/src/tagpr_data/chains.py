@@ -11,7 +11,7 @@ that it does. Both take linear time. The rule is ours, and knows no abbreviation
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagpr_data import tags
 from tagpr_data.errors import InputError, shorten
-from tagpr_data.records import Attempt, ChainRow, Record
+from tagpr_data.records import AnsweringChain, Attempt, ChainRow, Record
 from tagpr_data.tags import TagSet
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ REASONS = {
     "repeated-sentence": "the teacher's reply labels a sentence twice",
     "unknown-sentence": "the teacher's reply labels a sentence that there is not",
     "grammar": "the tagged chain breaks the tag grammar; the detail names the first violation",
+    "gold-in-prompt": "the prompt of the example and the items it names holds the gold answer (with a data set)",
+    "duplicate-prompt": "the prompt of the example and the items it names is another example's too (with a data set)",
     "words-changed": "without its tags the tagged chain is not the chain",
 }
 """Why a chain was not annotated."""
@@ -140,9 +142,12 @@ def untagged(text: str, tagset: TagSet) -> str:
     return _step_markup(tagset.names).sub("", text)
 
 
-def read_chains(path: Path, rows: int = 1_000) -> "Iterator[pa.RecordBatch]":
+def read_chains(
+    path: Path, rows: int = 1_000, answering: Callable[[AnsweringChain], Attempt | Fault] | None = None
+) -> "Iterator[pa.RecordBatch]":
     """Read chains from JSON lines or Parquet as batches with the columns of `ChainRow` and `row`, the row as JSON where
-    it is an attempt, else null.
+    it is an attempt, else null. With `answering` every other row must be an `AnsweringChain`, and `row` is the attempt
+    it makes of that; `reason` and `detail` are why it makes none.
 
     Raises InputError that names file and row for anything else, and for an id that occurs twice.
     """
@@ -154,20 +159,38 @@ def read_chains(path: Path, rows: int = 1_000) -> "Iterator[pa.RecordBatch]":
     waiting: list[dict[str, Any]] = []
     for where, value in _values(path):
         try:
-            attempt = Attempt.model_validate(_only(value, Attempt)) if "prompt_hash" in value else None
-            row = _chain_of(attempt) if attempt is not None else ChainRow.model_validate(_only(value, ChainRow))
+            attempt: Attempt | Fault | None = None
+            if "prompt_hash" in value:
+                attempt = Attempt.model_validate(_only(value, Attempt))
+                row = _chain_of(attempt)
+            elif answering is None:
+                row = ChainRow.model_validate(_only(value, ChainRow))
+            else:
+                chain = AnsweringChain.model_validate(_only(value, AnsweringChain))
+                attempt = answering(chain)
+                asked = _question_of(attempt) if isinstance(attempt, Attempt) else None
+                row = chain.model_copy(update={"k": len(chain.item_ids), "question": chain.question or asked})
             for text in (row.id, row.question, row.text, row.answer):
                 (text or "").encode()
         except ValidationError as error:
-            raise InputError(
-                f"{where}: {explain(error)}; a chain has id, text and perhaps question, answer, k"
-            ) from None
+            form = (
+                "a chain has id, text and perhaps question, answer, k"
+                if answering is None
+                else "with --dataset a chain has id, text, example_id and perhaps item_ids, question, answer, teacher"
+            )
+            raise InputError(f"{where}: {explain(error)}; {form}") from None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         except UnicodeEncodeError as error:
             raise InputError(f"{where}: a text is not Unicode: {error}") from None
         if row.id in seen:
             raise InputError(f"{where}: the id {shorten(row.id)} occurs twice; each chain needs its own")
         seen.add(row.id)
-        waiting.append({**row.model_dump(), "row": attempt.model_dump_json() if attempt is not None else None})
+        waiting.append(
+            {name: getattr(row, name) for name in ChainRow.model_fields}
+            | ({"row": attempt.model_dump_json()} if isinstance(attempt, Attempt) else {})
+            | ({"reason": attempt.reason, "detail": attempt.detail} if isinstance(attempt, Fault) else {})
+        )
         if len(waiting) == rows:
             yield batch_from_rows(waiting)
             waiting = []
@@ -188,8 +211,11 @@ def batch_from_rows(rows: Sequence[Mapping[str, Any]]) -> "pa.RecordBatch":
 
 
 def _chain_of(attempt: Attempt) -> ChainRow:
-    question = "\n\n".join(turn.content for turn in attempt.messages if turn.role == "user")
-    return ChainRow(id=attempt.id, question=question, text=attempt.text, k=len(attempt.item_ids))
+    return ChainRow(id=attempt.id, question=_question_of(attempt), text=attempt.text, k=len(attempt.item_ids))
+
+
+def _question_of(attempt: Attempt) -> str:
+    return "\n\n".join(turn.content for turn in attempt.messages if turn.role == "user")
 
 
 def _only(value: dict[str, Any], model: type[Record]) -> dict[str, Any]:

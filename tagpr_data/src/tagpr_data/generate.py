@@ -128,7 +128,7 @@ def make_prompts(
         items = _retrieved(example, profiles, retrieval)[:k] if k else []
         messages = chat_prompt(task, example.input, items, options, tagset)
         identity = prompt_hash(messages)
-        if task.kind == "generation" and _gives_away(messages, example.output):
+        if task.kind == "generation" and gives_away(messages, example.output):
             skipped["gold-in-prompt"] += 1
             continue
         if bytes.fromhex(identity) in taken:
@@ -623,7 +623,8 @@ def _retrieved(example: Example, profiles: Profiles, retrieval: Retrieval) -> li
     return [profile[position] for position in order]
 
 
-def _gives_away(messages: Sequence[Message], gold: str) -> bool:
+def gives_away(messages: Sequence[Message], gold: str) -> bool:
+    """Whether a prompt holds a gold answer of 4 words or more word for word."""
     gold = gold.strip()
     return len(gold.split()) >= 4 and any(gold in message.content for message in messages)
 

@@ -355,6 +355,19 @@ class ChainRow(Record):
     """Items in the prompt, where it is known: citations are then checked against it."""
 
 
+class AnsweringChain(ChainRow):
+    """One untagged chain that answers an example of a data set: what `annotate --dataset` makes candidates of."""
+
+    example_id: str
+    """The example it answers."""
+    item_ids: tuple[str, ...] = ()
+    """Items of the example's profile that it calls `[P1]`, `[P2]`, …, in that order."""
+    teacher: str = "unstated"
+    """Who wrote it."""
+    teacher_revision: str = "unstated"
+    """Version of who wrote it."""
+
+
 class AnnotatedChain(Record):
     """A chain with tags."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tagpr_data.records import (
     AnnotatedChain,
     AnnotationManifest,
+    AnsweringChain,
     Audit,
     Candidate,
     ChainRow,
@@ -33,9 +34,9 @@ from tagpr_data.records import (
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    AnnotatedChain, AnnotationManifest, Audit, Candidate, ChainRow, CorpusManifest, DatasetManifest, Example,
-    Faithfulness, Intervention, PairsManifest, Prediction, PreferencePair, ProfileItem, Rejected, RejectedChain,
-    Rollout, RunManifest, Sample, Task, Trace,
+    AnnotatedChain, AnnotationManifest, AnsweringChain, Audit, Candidate, ChainRow, CorpusManifest, DatasetManifest,
+    Example, Faithfulness, Intervention, PairsManifest, Prediction, PreferencePair, ProfileItem, Rejected,
+    RejectedChain, Rollout, RunManifest, Sample, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 

@@ -36,6 +36,10 @@ MaxCharacters = Annotated[int, typer.Option("--max-characters", min=1, help="Lon
 def annotate_command(
     chains: ChainsFile,
     output: Annotated[Path, typer.Option(help="Folder to write: annotated.jsonl, rejected.jsonl, manifest.json.")],
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="Data set whose examples the chains answer (rows with example_id): makes candidates.jsonl."),
+    ] = None,
     classifier: Annotated[
         Path | None, typer.Option(help="Label by a classifier: a tagged corpus to train it on, or one saved before.")
     ] = None,
@@ -61,17 +65,20 @@ def annotate_command(
     """Put tags around the sentences of untagged chains, without changing a word: by a teacher behind a server
     (--base-url, --model) or by a classifier trained on a tagged corpus (--classifier).
 
+    With --dataset (and for chains that are attempts) candidates.jsonl is what `select` makes a corpus of.
     A chain that cannot be tagged goes to rejected.jsonl with a reason. Killed, the same command goes on. Exit code 1
     where a limit left chains out.
     """
     from tagpr_data.annotate import AnnotatingTeacher, annotate_with_classifier, annotate_with_teacher
     from tagpr_data.chat_server import ChatServer
+    from tagpr_data.dataset import Dataset
     from tagpr_data.engine import Engine
     from tagpr_data.records import Sampling
     from tagpr_data.tags import load_tagset
 
     grammar = load_tagset(tagset)
     place = Engine(engine, workers, address)
+    answered = Dataset.load(dataset) if dataset is not None else None
     if (classifier is None) == (not base_url):
         raise InputError("give either --classifier CORPUS or --base-url ADDRESS and --model NAME")
     if classifier is not None:
@@ -92,7 +99,7 @@ def annotate_command(
         )
         for tag, given in quality.confusion.items():
             typer.echo(f"  {tag:<20} taken for {json.dumps(given, ensure_ascii=False)}", err=True)
-        manifest = annotate_with_classifier(chains, output, trained, grammar, place, max_characters)
+        manifest = annotate_with_classifier(chains, output, trained, grammar, place, max_characters, answered)
     else:
         if save_classifier is not None:
             raise InputError("--save-classifier belongs to --classifier")
@@ -106,7 +113,7 @@ def annotate_command(
             manifest = annotate_with_teacher(
                 chains, output, AnnotatingTeacher(ChatServer(options), revision), grammar, place, max_characters,
                 [Sampling(temperature=value, max_new_tokens=max_new_tokens) for value in temperatures], seed,
-                options.at_once, limits, price, watch,
+                options.at_once, limits, price, watch, answered,
             )  # fmt: skip
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in manifest.rejected.items()) or "none"
     typer.echo(f"{output}: {manifest.annotated:,} chains annotated; rejected: {reasons}")
