@@ -61,6 +61,7 @@ def trainer_arguments(kind: Any, config: Any, batch_size: int, fixed: dict[str, 
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": kind.__name__ == "RewardConfig",  # a PRMU without users has some
     }
     fixed = {
         "output_dir": str(config.output),

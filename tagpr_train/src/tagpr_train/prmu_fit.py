@@ -313,7 +313,9 @@ class PrmuTrainer(Durable, RewardTrainer):
         save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, folder / _TRAINABLE)
 
     def count(self, inputs: Any) -> tuple[int, int]:
-        """Give how many pairs and tokens a batch holds."""
+        """Give how many pairs and tokens a batch holds; none where it only stands in."""
+        if not inputs["weights"].any():
+            return 0, 0
         return len(inputs["ids"]), int(inputs["attention_mask"].sum())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

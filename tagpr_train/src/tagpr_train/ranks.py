@@ -8,7 +8,7 @@ them in the same order. Guarantee: when a rank goes away, the others end with a 
 import functools
 import os
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from tagpr_data.errors import CheckFailed, TagprError
@@ -72,6 +72,8 @@ def first_does(work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     if code is not None:
+        with suppress(RuntimeError):
+            wait()  # until the first one is gone: a launcher ends it when another one ends before its message
         raise SystemExit(code)
     return from_first(result)  # pyright: ignore[reportReturnType] - there is one when there is no error
 

@@ -35,6 +35,7 @@ PACKAGES = ("tagpr-data", "tagpr-train", "torch", "transformers", "trl", "peft",
 def held(folder: Path) -> Generator[None, None, None]:
     """Hold a run's folder: one lock for all ranks; clears what an earlier process left half-written."""
     with ExitStack() as stack:
+        stack.enter_context(ranks.lost_ranks_named())
 
         def take() -> None:
             stack.enter_context(folder_lock(folder))
@@ -43,7 +44,6 @@ def held(folder: Path) -> Generator[None, None, None]:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
         ranks.first_does(take)
-        stack.enter_context(ranks.lost_ranks_named())
         yield
 
 

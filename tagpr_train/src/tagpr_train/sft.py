@@ -225,7 +225,9 @@ class SftTrainer(Durable, SFTTrainer):
         inputs["weights"].zero_()
 
     def count(self, inputs: Any) -> tuple[int, int]:
-        """Give how many examples and tokens a batch holds."""
+        """Give how many examples and tokens a batch holds; none where it only stands in."""
+        if not inputs["weights"].any():
+            return 0, 0
         return len(inputs["ids"]), int(inputs["prefix_mask"].sum() + inputs["attention_mask"].sum())
 
     def _summed_loss(self, model: Any, inputs: Any) -> torch.Tensor:
