@@ -62,6 +62,13 @@ def test_chosen_is_longer_as_often_as_shorter(pairs: list[PreferencePair]) -> No
     assert len(balance) == 12 and not any(balance.values())
 
 
+def test_pairs_of_one_task_and_no_other(people: Dataset) -> None:
+    made = make_pairs(people, PairOptions(tasks=("personas-choice",), kinds=("user",))).rows
+    assert {pair.task for pair in made} == {"personas-choice"}
+    with pytest.raises(InputError, match=r"tasks \['choice'\] are not in .*; its tasks: personas-choice"):
+        make_pairs(people, PairOptions(tasks=("choice",)))
+
+
 def test_margin_is_the_difference_of_the_task_metric(pairs: list[PreferencePair]) -> None:
     assert all(pair.margin == pair.chosen_score - pair.rejected_score > 0 for pair in pairs)
     assert {pair.chosen_score for pair in pairs} == {1.0}

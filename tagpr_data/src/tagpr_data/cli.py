@@ -94,6 +94,7 @@ def pairs_command(
     corpus: Annotated[Path | None, typer.Option(help="Corpus folder, for attempts that are better or worse.")] = None,
     form: Annotated[str, typer.Option(help="answer, or trace for whole traces of the scripted teacher.")] = "answer",
     kinds: Annotated[str, typer.Option(help="Which of metric, user, gold; separated by commas.")] = "metric,user,gold",
+    task: Annotated[list[str] | None, typer.Option(help="Pairs of this task only; may be repeated.")] = None,
     per_kind: Annotated[int, typer.Option(help="Most pairs an example gives in a kind.")] = 1,
     seed: Annotated[int, typer.Option(help="Decides every draw.")] = 0,
 ) -> None:
@@ -104,7 +105,7 @@ def pairs_command(
     from tagpr_data.pairs import PairOptions, write_pairs
     from tagpr_data.tables import explain
 
-    settings = {"kinds": kinds.split(","), "form": form, "per_kind": per_kind, "seed": seed}
+    settings = {"kinds": kinds.split(","), "tasks": task, "form": form, "per_kind": per_kind, "seed": seed}
     try:
         options = PairOptions.model_validate(settings)
     except ValidationError as error:

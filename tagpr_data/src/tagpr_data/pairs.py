@@ -75,6 +75,8 @@ class PairOptions(Config):
 
     kinds: tuple[PairKind, ...] = ("metric", "user", "gold")
     """Kinds to make; `metric` gives none without a corpus."""
+    tasks: tuple[str, ...] | None = None
+    """Tasks to make pairs of; None takes all."""
     form: Literal["answer", "trace"] = "answer"
     """What is compared; see the module docstring."""
     unseen_users: float = Field(default=0.15, gt=0, lt=1)
@@ -231,7 +233,15 @@ class _Maker:
         self.dataset, self.options = dataset, options
         self.skipped: Counter[str] = Counter()
         self.splits = split_of(dataset, options)
-        rows = [row for name in dataset.splits if name != "test" for row in dataset.examples(name)]
+        known = {task.name for task in dataset.manifest.tasks}
+        if unknown := set(options.tasks or ()) - known:
+            raise InputError(
+                f"tasks {sorted(unknown)} are not in {dataset.folder}; its tasks: {', '.join(sorted(known))}"
+            )
+        wanted = known if options.tasks is None else set(options.tasks)
+        rows = [
+            row for name in dataset.splits if name != "test" for row in dataset.examples(name) if row.task in wanted
+        ]
         self.examples = [example for example in rows if example.output is not None]
         if len(self.examples) < len(rows):
             self.skipped["example without a gold answer"] = len(rows) - len(self.examples)
