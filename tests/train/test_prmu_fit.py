@@ -112,7 +112,7 @@ def test_run_folder_holds_a_prmu_that_loads_and_what_it_was_measured_at(settings
     assert evaluation == json.loads(json.dumps(prmu_eval.evaluate(prmu, folder)))
     assert (config.output / "prmu_eval.svg").read_text().startswith("<svg")
     card = (config.output / "prmu" / "README.md").read_text()
-    assert f"{len(train)} training pairs of" in card and "Gate for RL" in card
+    assert f"{len(train)} training pairs" in card and "Gate for RL" in card
     assert not (config.output / "checkpoints").exists()
 
 

@@ -2,6 +2,7 @@
 bad", 2 "used wrongly". Heavy imports stand inside the commands, so that `--help` answers at once."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tagpr_data.errors import run_cli
+from tagpr_train.ranks import is_first_launched
 
 if TYPE_CHECKING:
-    from tagpr_train.recipe import Stage
+    from tagpr_train.recipe import Settings, Stage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,7 +32,9 @@ _PLAIN_SECONDS = 10  # between progress lines where stderr is no terminal
 def _root() -> None:
     """Show what the stages say about themselves on stderr."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("tagpr_train").setLevel(logging.INFO)
+    logging.getLogger("tagpr_train").setLevel(logging.INFO if is_first_launched() else logging.ERROR)
+    if not is_first_launched():
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - while the process lives; one rank tells
 
 
 @app.command("base-model")
@@ -68,7 +72,7 @@ def sft(
     _be_quiet()
     from tagpr_train.sft import train
 
-    with _progress(settings.max_minutes) as report:
+    with _running(settings) as report:
         manifest = train(settings, resume=resume, report=report)
     if manifest.status == "running":
         typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
@@ -102,7 +106,7 @@ def prmu(
     _be_quiet()
     from tagpr_train.prmu_fit import train
 
-    with _progress(settings.max_minutes) as report:
+    with _running(settings) as report:
         manifest = train(settings, resume=resume, report=report)
     if manifest.status == "running":
         typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
@@ -179,7 +183,7 @@ def rl(
     _be_quiet()
     from tagpr_train.rl import train
 
-    with _progress(settings.max_minutes) as report:
+    with _running(settings) as report:
         manifest = train(settings, resume=resume, report=report)
     if manifest.status == "running":
         typer.echo(f"stopped; `--resume` continues the run in {settings.output}", err=True)
@@ -270,7 +274,7 @@ def _run_stages(stages: "Sequence[Stage]") -> None:
         where = f"[{number}/{len(stages)}] {stage.name} ({stage.kind}) in {stage.settings.output}"
         was_there = is_finished(stage)
         typer.echo(where, err=True)
-        with _progress(stage.settings.max_minutes) as report:
+        with _running(stage.settings) as report:
             manifest = run_stage(stage, report)
         if manifest.status == "running":
             typer.echo("stopped; the same command goes on", err=True)
@@ -280,6 +284,102 @@ def _run_stages(stages: "Sequence[Stage]") -> None:
         typer.echo(f"{stage.product}: {seconds}")
         if results.get("stopped"):
             typer.echo(f"{stage.name}: {results['stopped']}; going on from its best checkpoint", err=True)
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="TOML file of a stage, or a recipe.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="As in the command that would run it. Repeatable.")
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="Speed as measured, of all processes together.")
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1.0, help="FLOP/s that a process reaches, for example 4e10.")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Take a few real steps of each stage and time them.")] = False,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="What an hour costs, in any currency.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda: cuda counts tensors only.")] = "cpu",
+    processes: Annotated[int, typer.Option(min=1, help="Processes (GPUs); memory is that of one.")] = 1,
+    sharded: Annotated[bool, typer.Option("--sharded", help="Weights and optimiser are split among them.")] = False,
+    memory: Annotated[float | None, typer.Option(min=0.01, help="GiB there are, instead of this machine's.")] = None,
+) -> None:
+    """Predict memory, steps, tokens, hours and price of a stage or a recipe, without loading weights.
+
+    Exit code 1 when a stage needs more memory than there is; then it says what would need less.
+
+    Example: tagpr-train plan tagpr_train/configs/xorg-sft-cpu.toml --tokens-per-second 400 --price-per-hour 0.1
+    """
+    from tagpr_data.errors import CheckFailed, InputError
+    from tagpr_train import plan as plans
+
+    if device not in ("cpu", "cuda"):
+        raise InputError(f"--device {device}: known are cpu and cuda")
+    speeds = [name for name, value in (("--tokens-per-second", tokens_per_second), ("--flops", flops)) if value]
+    if len(speeds) + probe > 1:
+        raise InputError(f"{' and '.join([*speeds, *(['--probe'] if probe else [])])} are two speeds; give one")
+    if probe:
+        _be_quiet()
+    stages = plans.stages(config, overrides or [])
+    machine = plans.Machine(device, processes, sharded)
+    result = plans.plan(stages, machine, tokens_per_second, flops, probe)
+    typer.echo(plans.table(result, price_per_hour))
+    for line in plans.remarks(result):
+        typer.echo(line)
+    if memory is None and device == "cuda":
+        return  # what a GPU holds is not known without loading torch
+    if problem := plans.too_large(result, memory * 2**30 if memory else plans.memory_limit(), machine):
+        raise CheckFailed(problem)
+
+
+@app.command("card")
+def card_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished stage.")],
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit code 1 when the card is stale.")] = False,
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Take over scores: the folder of one model by tagpr-eval export --format eval-results."),
+    ] = None,
+) -> None:
+    """Write the card of what a run made; RUN/card.toml adds what only a person can say (licence, base_model, notes).
+
+    Example: tagpr-train card runs/personas/sft --results runs/hub/sft
+    """
+    from tagpr_data.errors import CheckFailed, InputError
+    from tagpr_train import model_card
+
+    if check:
+        if results is not None:
+            raise InputError("--check writes nothing, --results does; give one of them")
+        if problems := model_card.stale(model_card.open_run(run)):
+            raise CheckFailed(f"{run}: {'; '.join(problems)}; write it anew with: tagpr-train card {run}")
+        typer.echo(f"{run}: the card fits the run")
+        return
+    for path in model_card.take_results(run, results) if results is not None else ():
+        typer.echo(path)
+    typer.echo(model_card.write(run))
+
+
+@app.command("push")
+def push_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished stage.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME of a model repository on the Hub.")],
+    push: Annotated[bool, typer.Option("--push", help="Send it. Without this nothing leaves the machine.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public (default: private).")] = False,
+    revision: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
+    tag: Annotated[str | None, typer.Option(help="Name for the commit, for example v1.0.0.")] = None,
+) -> None:
+    """Publish a run's model, adapter or PRMU with card, settings and results, in one commit; without --push only say
+    what would be sent.
+
+    The same content pushed again is a no-op. The token comes from HF_TOKEN or `hf auth login`.
+    """
+    from tagpr_data import publish as hub
+    from tagpr_train import publish
+
+    target = hub.Target(repo_id, revision, tag, public)
+    hub.run(publish.collect(run, repo_id), target, push, typer.echo, lambda line: typer.echo(line, err=True))
 
 
 @app.command("tiny-model")
@@ -304,12 +404,21 @@ def tiny_model_command(
 
 
 @contextmanager
+def _running(settings: "Settings") -> Generator[Callable[[dict[str, Any]], None], None, None]:
+    """Show how a stage gets on; where memory does not suffice, say what would need less."""
+    from tagpr_train.plan import within_memory
+
+    with within_memory(settings), _progress(settings.max_minutes) as report:
+        yield report
+
+
+@contextmanager
 def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], None], None, None]:
     """Show loss, speed, memory and time left: a bar on a terminal, else a line every few seconds."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not is_first_launched())
     last = -float(_PLAIN_SECONDS)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         task = bar.add_task("preparing", total=None)

@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from tagpr_data.data_source import fetch
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import Message, ProfileItem
 from tagpr_data.tables import write_text
@@ -161,14 +162,13 @@ class PRMU(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load a PRMU with tokenizer and users from a folder or from the Hub; safetensors only. InputError where the
-        folder is not a PRMU's."""
+        """Load a PRMU with tokenizer and users from a folder or OWNER/NAME[@REVISION] of the Hub; safetensors only.
+        InputError where it cannot be got or is not a PRMU."""
         name = pretrained_model_name_or_path
         folder = Path(name)
         if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(str(name), revision=kwargs.pop("revision", None)))
+            revision = kwargs.pop("revision", None)
+            folder = fetch("PRMU", f"{name}@{revision}" if revision else str(name), "model")
         if not (folder / USERS_FILE).is_file():
             raise InputError(f"{name} is not a PRMU: it has no {USERS_FILE}; give a folder made by `tagpr-train prmu`")
         model = super().from_pretrained(folder, *args, use_safetensors=True, **kwargs)

@@ -24,9 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tagpr_data.pairs import PairFolder
-from tagpr_data.records import PairsManifest, PairSplit, PreferencePair
+from tagpr_data.records import PairSplit, PreferencePair
 from tagpr_data.tables import write_text
-from tagpr_train.config import Prmu
 from tagpr_train.prmu import PRMU
 
 Floats = npt.NDArray[np.float64]
@@ -284,49 +283,6 @@ def plot(evaluation: Mapping[str, Any]) -> str:
     for tick in (0.0, 0.5, 1.0):
         parts.append(f'<text x="{left + width * tick}" y="{height - 8}" text-anchor="middle">{tick:g}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
-
-
-def card(model: PRMU, evaluation: Mapping[str, Any], pairs: PairsManifest, config: Prmu) -> str:
-    """Give the model card: what it is, how to call it, what it was measured at, what it must not be used for."""
-    weights = sum(weight.numel() for weight in model.parameters())
-    read = "the answer after the think block only" if config.reads == "answer" else "the whole completion"
-    return f"""---
-library_name: tagpr-train
-tags: [reward-model, personalization, tagpr]
-pipeline_tag: text-classification
----
-# PRMU for {pairs.name}
-
-A reward model that scores a completion for one user ({weights:,} weights on a {model.config.backbone["model_type"]}
-backbone, {len(model.users)} users in its table, profile encoder `{model.config.profile_encoder}`).
-
-```python
-from tagpr_train.prmu import PRMU
-
-prmu = PRMU.from_pretrained("this folder")
-prmu.score(items, "What was asked?", "an answer")   # items: past items of anyone, known or not
-```
-
-The prompt is the question alone: the person enters through the user vector, so a prompt with past items in it is
-something this model has not seen. It reads {read}.
-Scores are in nats (Bradley-Terry); `prmu.standardised` gives them relative to the training completions.
-
-## Data
-
-{sum(pairs.pairs["train"].values())} training pairs of {pairs.users["train"]} users ({pairs.pairs["train"]}), content
-`{pairs.content_hash}`. Licence of the texts: {pairs.licence}.
-
-## Measured on held-out pairs
-
-Share of pairs whose better completion scores higher, 95 % interval over users.
-
-{table(evaluation)}
-## Limits
-
-The scores say which answer fits this person's past better, by the pairs above; they do not say whether it is true,
-kind or safe. User vectors are made from personal records: whoever holds the folder can compare people with the users
-in its table.
-"""
 
 
 def _table(columns: Mapping[str, Floats], users: Sequence[str], rows: npt.NDArray[np.int64]) -> dict[str, Any]:

@@ -29,8 +29,7 @@ from tagpr_data.data_source import find_pairs
 from tagpr_data.errors import InputError
 from tagpr_data.pairs import PairFolder
 from tagpr_data.records import PreferencePair, ProfileItem, RunManifest
-from tagpr_data.tables import write_text
-from tagpr_train import base_model, loop, prmu_eval, ranks, runs
+from tagpr_train import base_model, loop, model_card, prmu_eval, ranks, runs
 from tagpr_train.config import PRMU_BATCH_SIZE, Prmu
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 from tagpr_train.prmu import PRMU, pad
@@ -71,7 +70,11 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         if trainer.stopped_by is not None:
             return manifest
         validation_loss = trainer.validation_loss()
-        totals = trainer.results() | {"validation_loss": validation_loss, "licence": folder.manifest.licence}
+        totals = trainer.results() | {
+            "validation_loss": validation_loss,
+            "training_pairs": len(pairs),
+            "licence": folder.manifest.licence,
+        }
         return ranks.first_does(lambda: _finish(config, manifest, model, folder, pairs, totals))
 
 
@@ -91,9 +94,9 @@ def _finish(
     evaluation = prmu_eval.evaluate(model, folder)
     with runs.atomic_folder(config.output / "prmu") as target:
         model.save_pretrained(target)
-        write_text(target / "README.md", prmu_eval.card(model, evaluation, folder.manifest, config))
     prmu_eval.write(config.output, evaluation)
     finished = runs.finish_run(config.output, manifest, "complete", totals | prmu_eval.headline(evaluation))
+    model_card.write(config.output)
     shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
     return finished
 

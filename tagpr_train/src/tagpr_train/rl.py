@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset as Rows
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -39,7 +39,19 @@ from tagpr_data.lamp import metrics
 from tagpr_data.records import Rollout, RunManifest, Split
 from tagpr_data.tables import frame_from_records, write_table, write_text
 from tagpr_data.tags import load_tagset
-from tagpr_train import base_model, loop, ranks, rl_generate, rl_prompts, rl_scores, rl_watch, runs, sft
+from tagpr_train import (
+    base_model,
+    loop,
+    model_card,
+    pretrained,
+    ranks,
+    rl_generate,
+    rl_prompts,
+    rl_scores,
+    rl_watch,
+    runs,
+    sft,
+)
 from tagpr_train.config import RL_DEFAULTS, Rl
 from tagpr_train.dataset import prompt_tokens
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
@@ -101,6 +113,7 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
                 sft.save(trainer.network, tokenizer, folder, merge=config.merge)
             status = "partial" if trainer.hacking is not None else "complete"
             finished = runs.finish_run(config.output, manifest, status, results)
+            model_card.write(config.output)
             for name in ("checkpoints", "best"):
                 shutil.rmtree(config.output / name, ignore_errors=True)
             return finished
@@ -136,25 +149,11 @@ def trainer_arguments(config: Rl) -> Any:
 def load(config: Rl) -> tuple[Any, Any]:
     """Load model and tokenizer for training: an adapter goes on being trained (or is merged), a whole model gets a new
     adapter (or none)."""
-    folder = Path(config.model)
-    if not (folder / "adapter_config.json").is_file():
+    if not pretrained.is_adapter(config.model, config.revision):
         model, tokenizer = sft.load(base_model.resolve(config.model), config)
         return sft.with_adapter(model, config, []), tokenizer
-    from peft import PeftConfig, PeftModel
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    base = base_model.resolve(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
-    try:
-        dtype = getattr(torch, config.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"base model {base} of adapter {folder} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from None
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    trains = config.adapter == "lora"
-    adapted: Any = PeftModel.from_pretrained(model, str(folder), is_trainable=trains, autocast_adapter_dtype=False)
+    trains, dtype = config.adapter == "lora", getattr(torch, config.dtype)
+    adapted, tokenizer = pretrained.load(config.model, revision=config.revision, dtype=dtype, is_trainable=trains)
     return (adapted if trains else adapted.merge_and_unload().requires_grad_(True)), tokenizer
 
 

@@ -31,7 +31,7 @@ from tagpr_data.data_source import find_corpus
 from tagpr_data.errors import InputError
 from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
-from tagpr_train import base_model, dataset, label_loss, loop, ranks, runs, tag_tokens
+from tagpr_train import base_model, dataset, label_loss, loop, model_card, ranks, runs, tag_tokens
 from tagpr_train.config import SFT_BATCH_SIZE, Rl, Sft
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 
@@ -79,6 +79,7 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
             with runs.atomic_folder(config.output / "model") as folder:
                 save(trainer.network, tokenizer, folder, merge=config.merge)
             finished = runs.finish_run(config.output, manifest, "complete", results)
+            model_card.write(config.output)
             shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
             return finished
 
