@@ -50,7 +50,8 @@ def held(folder: Path) -> Generator[None, None, None]:
 def open_run(
     folder: Path, kind: Literal["sft", "prmu", "rl"], config: Config, data: Mapping[str, str], seed: int, resume: bool
 ) -> RunManifest:
-    """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there.
+    """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there. A run that
+    ended before its first step (something it needs was refused) is no run, and a new one takes its place.
 
     InputError when the folder holds an unfinished run and `resume` is off, or a run of other settings or data.
     """
@@ -62,8 +63,9 @@ def _open_run(
 ) -> RunManifest:
     path = folder / "run.json"
     settings = config.model_dump(mode="json")
-    if path.exists():
-        found = read_json(path, RunManifest)
+    found = read_json(path, RunManifest) if path.exists() else None
+    has_begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    if found is not None and (has_begun or found.status != "running"):
         if not resume:
             state = "a finished run" if found.status == "complete" else "an unfinished run; --resume continues it"
             raise InputError(f"{folder} holds {state}; choose another output folder or remove it")
