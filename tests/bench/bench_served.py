@@ -158,7 +158,7 @@ def evaluate(url: str, prompts: list[TeacherPrompt], place: Path) -> None:
 def write_corpus(url: str, prompts: list[TeacherPrompt], dataset: Dataset, data: Path, place: Path) -> None:
     server = ChatServer(ServerOptions(base_url=url, model="m", concurrency=CONCURRENCY))
     teacher = ServedTeacher(server, load_tagset(), hindsight=False, model_revision="1")
-    plan = TeacherPlan(teacher, (SAMPLING,), CONCURRENCY)
+    plan = TeacherPlan(teacher, (SAMPLING,), CONCURRENCY, ahead=CONCURRENCY)
     rows = data / "prompts.parquet"
     done = generate(place, rows, [plan], dataset, PromptOptions(), 0, lambda candidate, prompt, items: None)
     assert done.tally.answers == len(prompts) and done.status == "complete"

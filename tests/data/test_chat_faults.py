@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -205,3 +208,56 @@ def test_further_fields_and_the_start_of_an_answer_are_sent_and_own_fields_are_r
         ChatServer(ServerOptions(base_url="http://h/v1", model="m", extra_body={"seed": 1}))
     with pytest.raises(InputError, match="each once"):
         ChatServer(ServerOptions(base_url=("http://h/v1", "http://h/v1"), model="m"))
+
+
+def test_the_next_question_goes_out_before_an_answer_is_worked_on():
+    servers: list[RawServer] = []
+    ready, over = threading.Event(), threading.Event()
+
+    async def serve() -> None:  # in a thread of its own: it goes on while the client's event loop stands still
+        async with RawServer(lambda number, body: GOOD) as server:
+            servers.append(server)
+            ready.set()
+            while not over.is_set():
+                await asyncio.sleep(0.01)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(30)
+        bodies = servers[0].bodies
+        client = ChatServer(ServerOptions(base_url=servers[0].url, model="m", concurrency=1))
+        seen: list[int] = []
+
+        async def one(number: int) -> None:
+            await client.ask((Message(role="user", content="?"),), Sampling(), number)
+            deadline = time.monotonic() + 20
+            while len(bodies) < min(number + 2, 3) and time.monotonic() < deadline:
+                time.sleep(0.005)  # work that lets nothing else run
+            seen.append(len(bodies))
+
+        asyncio.run(work_through(range(3), one, 2, client))
+    finally:
+        over.set()
+        thread.join()
+    assert seen == [2, 3, 3] and servers[0].most_at_once == 1
+
+
+@pytest.mark.parametrize("steps", range(12))
+def test_a_question_given_up_while_it_waits_leaves_its_room_to_the_next(steps: int):
+    async def scenario() -> None:
+        async with RawServer(lambda number, body: GOOD, 0.01) as server:
+            client = ChatServer(ServerOptions(base_url=server.url, model="m", concurrency=1))
+            question = (Message(role="user", content="?"),)
+            tasks = [asyncio.create_task(client.ask(question, Sampling(), number)) for number in range(3)]
+            while not server.bodies or server.at_once:
+                await asyncio.sleep(0)
+            for _ in range(steps):  # the answer to the first arrives within these steps of the event loop
+                await asyncio.sleep(0)
+            tasks[1].cancel()
+            assert (await asyncio.wait_for(tasks[2], 20)).text == "yes"
+            with suppress(asyncio.CancelledError):
+                await tasks[1]
+            await client.close()
+
+    asyncio.run(scenario())

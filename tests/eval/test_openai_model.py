@@ -135,7 +135,7 @@ def test_a_huge_answer_arrives_whole(server):
 
 
 def test_requests_in_flight_are_bounded_and_reached(server):
-    server.delay_seconds = 0.05
+    server.delay_seconds = 0.3
     assert_all_right(ask(server, 24, concurrency=8), 24)
     assert server.most_in_flight == 8
 

@@ -119,7 +119,11 @@ class Purse:
     def hold(self, price: Price, most: Usage) -> bool:
         """Set aside what one more answer is expected to cost; False when a limit does not allow it. `most` is what
         the first answer may use, before there is a mean."""
-        limits, expected = self.limits, self._expected(price, most)
+        limits = self.limits
+        if limits == NO_LIMITS:
+            self._held[price] += 1
+            return True
+        expected = self._expected(price, most)
         under_way = [(count, self._expected(held, most)) for held, count in self._held.items()]
         samples = self.spent.answers + sum(self._held.values()) + 1
         tokens = self.spent.tokens + expected.tokens + sum(count * usage.tokens for count, usage in under_way)

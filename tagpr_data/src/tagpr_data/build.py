@@ -326,12 +326,12 @@ def teacher_plans(
             known = ", ".join(sorted(prices)) or "none"
             raise InputError(f"--max-cost needs a price of the model {teacher.name!r}; the price file has: {known}")
         if isinstance(teacher, VllmTeacherConfig):
-            server, at_once = VllmServer(teacher), teacher.concurrency
+            server, at_once, ahead = VllmServer(teacher), teacher.concurrency, 0
             revision = teacher.revision or files_hash(server.chat.folder)[:16]
         else:
-            server, at_once, revision = ChatServer(teacher), teacher.at_once, teacher.revision
+            server, at_once, ahead, revision = ChatServer(teacher), teacher.at_once, teacher.at_once, teacher.revision
         served = ServedTeacher(server, tagset, teacher.hindsight, revision, teacher.blind_attempts)
-        plans.append(TeacherPlan(served, samplings, at_once, prices.get(teacher.name, FREE)))
+        plans.append(TeacherPlan(served, samplings, at_once, prices.get(teacher.name, FREE), ahead))
     return plans
 
 
@@ -661,7 +661,8 @@ class _Job:
     def _judge(self) -> generate.Judge:
         """Give the rules of selection that look at one answer alone; personal data and contamination are left to the
         selection, which looks at whole batches."""
-        alone = self.config.selection.model_copy(update={"contamination": (), "personal_data": "off"})
+        off = {"contamination": (), "contamination_own": False, "personal_data": "off"}
+        alone = self.config.selection.model_copy(update=off)
         judge = select.Judge.prepare(alone, self.dataset, self.tagset, self.work / "judge")
 
         def reason(candidate: Candidate, prompt: Prompt, items: Sequence[ProfileItem]) -> str | None:
@@ -754,9 +755,7 @@ def _parameters(config: CorpusConfig, dataset: Dataset) -> dict[str, Any]:
         for teacher in config.teacher
     ]
     settings["teacher"] = teachers if len(teachers) > 1 else teachers[0]
-    rules = settings["selection"]
-    rules["contamination"] = [folder.name for folder in config.selection.contamination]
-    rules |= {key: Path(rules[key]).name for key in ("leak_phrases", "names") if rules[key] is not None}
+    settings["selection"] = select.described(config.selection)
     return {
         **settings,
         "min_score": config.selection.min_score,

@@ -8,7 +8,9 @@ comes from a named environment variable and is in no message.
 
 How many questions are on their way to a server adapts (AIMD, as in TCP): 429 and 503 halve the number, answers let it
 grow by one per round until `concurrency`. Several addresses are several servers of one model: a question goes to the
-one with most room, and after a fault to another one first. Price: waits are real time; an answer is read whole into
+one with most room, and after a fault to another one first. Questions beyond the room wait here, ready to be sent: when
+an answer comes, the first of them goes out before the answer is read and handed on, so who asks with more tasks than
+`at_once` keeps the server busy while it works on answers. Price: waits are real time; an answer is read whole into
 memory, at most 64 MiB.
 """
 
@@ -16,9 +18,10 @@ import asyncio
 import json
 import os
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -119,6 +122,10 @@ class PromptRefused(InputError):
     """The server refused a question with a status that may mean this question alone, as one too long for its model."""
 
 
+class Stopped(CheckFailed):
+    """The client was told to stop before this question was answered."""
+
+
 class _Retry(Exception):
     """This try failed in a way that may pass."""
 
@@ -127,20 +134,6 @@ class _Retry(Exception):
         self.wait_seconds = wait_seconds
         """What the server asked for."""
         self.is_overload = is_overload
-
-
-@dataclass
-class _Waiting:
-    """Questions that wait for room."""
-
-    futures: list["asyncio.Future[None]"] = field(default_factory=list)
-
-    def wake(self) -> None:
-        """Let all look again."""
-        for future in self.futures:
-            if not future.done():
-                future.set_result(None)
-        self.futures.clear()
 
 
 class ChatServer:
@@ -160,7 +153,9 @@ class ChatServer:
         ]
         self._key = os.environ.get(options.key_env)
         self._session: aiohttp.ClientSession | None = None
-        self._waiting = _Waiting()
+        self._waiting: deque[tuple[Collection[str], asyncio.Future[_Place]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._arrived: deque[asyncio.Future[None]] = deque()
         self._stopped = asyncio.Event()
 
     @property
@@ -176,19 +171,19 @@ class ChatServer:
     async def ask(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, extra: Mapping[str, Any] | None = None
     ) -> Answer:
-        """Give the answer. CheckFailed when all tries failed, InputError when the server refuses, its kind
-        PromptRefused when that may be for this question alone.
+        """Give the answer. CheckFailed when all tries failed (Stopped: was stopped), InputError when the server
+        refuses, its kind PromptRefused when that may be for this question alone.
 
         `extra` are further fields of this request, beside the options' own. Where the last message is the
         assistant's, the server is asked to go on with it (`continue_final_message`, as vLLM has it) and the answer is
         what comes after; a server that ignores the field starts anew, which no field of its answer tells.
         """
-        payload = json.dumps(self._body(messages, sampling, seed) | dict(extra or {})).encode()
+        payload = _encoded(self._body(messages, sampling, seed) | dict(extra or {}))
         tried: set[str] = set()
         most = (self.options.retries + 1) * len(self._places)
         for tries in range(1, most + 1):
             place = await self._enter(tried)
-            started = _now()
+            started, answer, is_told_when = _now(), None, False
             try:
                 answer = await self._try(place, payload)
             except _Retry as problem:
@@ -202,10 +197,15 @@ class ChatServer:
                 is_told_when = problem.wait_seconds is not None
             else:
                 self._note_answer(place)
-                return answer
             finally:
                 place.in_flight -= 1
-                self._waiting.wake()
+                if answer is None:  # who asked may stop all now
+                    asyncio.get_running_loop().call_soon(self._hand_out_room)
+                else:
+                    self._hand_out_room()
+            if answer is not None:
+                await self._turn()
+                return answer
             if tries % len(self._places) == 0:  # all of them failed: wait
                 tried.clear()
                 growing = self.options.backoff_seconds * 2 ** (tries // len(self._places) - 1)
@@ -214,12 +214,17 @@ class ChatServer:
         raise AssertionError("the loop above returns or raises")
 
     def stop(self) -> None:
-        """Ask nothing more: what is on its way still arrives, what waits for a further try ends in CheckFailed."""
+        """Ask nothing more: what is on its way still arrives, what waits for room or a further try ends in Stopped."""
         self._stopped.set()
-        self._waiting.wake()
+        for _, room in self._waiting:
+            if not room.done():
+                room.set_exception(self._stopped_error())
+        self._waiting.clear()
 
     async def close(self) -> None:
         """Close the connections; a later question opens new ones."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -245,19 +250,60 @@ class ChatServer:
 
     async def _enter(self, tried: Collection[str]) -> _Place:
         """Wait for a place with room, one not yet tried before one that was; its room is taken."""
-        while True:
-            if self._stopped.is_set():
-                raise CheckFailed(f"{self._where}: stopped before there was an answer")
-            now = _now()
-            free = [place for place in self._places if place.not_before <= now and place.in_flight < int(place.room)]
-            if free:
+        if self._stopped.is_set():
+            raise self._stopped_error()
+        room: asyncio.Future[_Place] = asyncio.get_running_loop().create_future()
+        self._waiting.append((tried, room))
+        self._hand_out_room()
+        try:
+            return await room
+        except asyncio.CancelledError:
+            if room.done() and not room.cancelled() and room.exception() is None:  # it was given in the same moment
+                room.result().in_flight -= 1
+                self._hand_out_room()
+            raise
+
+    def _hand_out_room(self) -> None:
+        """Give room to those who wait, in their order; where all that is left is held back, again when it ends."""
+        now = _now()
+        while self._waiting:
+            tried, room = self._waiting[0]
+            if not room.done():
+                free = [
+                    place for place in self._places if place.not_before <= now and place.in_flight < int(place.room)
+                ]
+                if not free:
+                    break
                 place = min(free, key=lambda place: (place.url in tried, place.in_flight / place.room))
                 place.in_flight += 1
-                return place
-            held = [place.not_before - now for place in self._places if place.not_before > now]
-            changed = asyncio.get_running_loop().create_future()
-            self._waiting.futures.append(changed)
-            await asyncio.wait([changed], timeout=min(held) + random.uniform(0, 0.1) if held else None)
+                room.set_result(place)
+            self._waiting.popleft()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        held = [place.not_before for place in self._places if place.not_before > now]
+        if self._waiting and held:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(min(held) + random.uniform(0, 0.1), self._hand_out_room)
+
+    async def _turn(self) -> None:
+        """Let requests go out before answers are worked on, and those one by one, with a look at what came in between:
+        worked on in a burst, they would hold up all that comes meanwhile, and the next burst would be longer."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._arrived.append(turn)
+        if len(self._arrived) == 1:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+        await turn
+
+    def _next_turn(self) -> None:
+        turn = self._arrived.popleft()
+        if not turn.done():
+            turn.set_result(None)
+        if self._arrived:
+            asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _stopped_error(self) -> Stopped:
+        return Stopped(f"{self._where}: stopped before there was an answer")
 
     async def _pause(self, seconds: float, is_told_when: bool) -> None:
         if is_told_when:  # `_enter` waits as long as the server asked for
@@ -337,6 +383,15 @@ async def work_through(
         await server.close()
     if errors:
         raise errors[0]
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    import orjson
+
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # what orjson refuses and json does not: lone surrogates, integers of more than 64 bits
+        return json.dumps(body).encode()
 
 
 def read_answer(content: bytes) -> Answer:

@@ -26,7 +26,7 @@ from time import perf_counter
 from typing import Literal
 
 from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Pilot, Price, Purse, Usage, cost_of, forecast
-from tagpr_data.chat_server import PromptRefused
+from tagpr_data.chat_server import PromptRefused, Stopped
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError, TagprError
 from tagpr_data.journal import IndexedJournal, folder_lock
@@ -205,6 +205,9 @@ class TeacherPlan:
     """Most questions on their way at once."""
     price: Price = FREE
     """Price of a million tokens read, and written."""
+    ahead: int = 0
+    """Further questions made ready meanwhile: for a teacher whose client holds them back until there is room, so that
+    the next one goes out before an answer is worked on."""
 
 
 @dataclass
@@ -374,7 +377,7 @@ class _Run:
                     on_forecast(self._forecast(self.pilot, found))
                 self.pilot = None
             if not (is_pilot_only or self._is_ending):
-                await self._phase(lambda prompt: _pilot_draw(self.seed, prompt) >= pilot_limit)
+                await self._phase(lambda prompt: not pilot_limit or _pilot_draw(self.seed, prompt) >= pilot_limit)
             if not self._is_ending:
                 self._take_refused_at_end()
         except asyncio.CancelledError:
@@ -392,10 +395,10 @@ class _Run:
     def write(self, path: Path) -> None:
         """Write the table of candidates from what is in the journal."""
         with table_writer(path, Candidate) as write:
-            for row, prompt in enumerate(iter_records(self.prompts, Prompt)):
+            for row, prompt in enumerate(_prompt_hashes(self.prompts)):
                 for rung, (plan, attempt) in enumerate(self._ladder()):
                     if self.verdicts[row * self.rungs + rung]:
-                        write(self.journal.read(self._identity(plan, prompt, attempt)[0]))
+                        write(self.journal.read_fields(self._identity(plan, prompt, attempt)[0]))
 
     @property
     def _is_ending(self) -> bool:
@@ -423,6 +426,8 @@ class _Run:
             for row, prompt, attempts in chains:
                 try:
                     await self._chain(index, row, prompt, attempts)
+                except Stopped:  # made ready and never sent; why is known to who stopped it
+                    return
                 except TagprError as error:
                     self.errors.append(error)
                     for plan in self.plans:
@@ -434,7 +439,9 @@ class _Run:
             started = perf_counter()
             chains = self._chains(index, is_in)
             async with asyncio.TaskGroup() as group:
-                for _ in range(self.plans[index].concurrency):
+                plan = self.plans[index]
+                # the pilot times answers, so nothing waits in it
+                for _ in range(plan.concurrency + (plan.ahead if self.pilot is None else 0)):
                     group.create_task(worker(index, chains))
             if self.pilot is not None:
                 self.pilot.wall_seconds[index] = perf_counter() - started
@@ -462,7 +469,7 @@ class _Run:
             if self.until_accepted is not None and self._accepted(row) >= self.until_accepted:
                 self.tally.spared += len(attempts) - attempt
                 return
-            identity, seed = self._identity(index, prompt, attempt)
+            identity, seed = self._identity(index, prompt.prompt_hash, attempt)
             items = self.profiles.chosen(prompt.example, prompt.item_ids)
             if identity in self.journal:
                 self._settle(index, row, attempt, prompt, items, self.journal.read(identity))
@@ -577,10 +584,11 @@ class _Run:
     def _rung(self, index: int, attempt: int) -> int:
         return sum(len(plan.samplings) for plan in self.plans[:index]) + attempt
 
-    def _identity(self, index: int, prompt: Prompt, attempt: int) -> tuple[str, int]:
+    def _identity(self, index: int, prompt: str, attempt: int) -> tuple[str, int]:
+        """Give id and seed of an attempt on the prompt with this hash."""
         plan = self.plans[index]
-        seed = derived_seed(self.seed, prompt.prompt_hash, str(attempt))
-        return attempt_id(prompt.prompt_hash, *self.teachers[index], plan.samplings[attempt], seed, attempt), seed
+        seed = derived_seed(self.seed, prompt, str(attempt))
+        return attempt_id(prompt, *self.teachers[index], plan.samplings[attempt], seed, attempt), seed
 
     def _forecast(self, pilot: Pilot, found: Counter[tuple[str, str]]) -> Forecast:
         rows = len({row for _, row in pilot.by_prompt})
@@ -641,6 +649,14 @@ def _pilot_limit(share: float, prompts: int, plans: Sequence[TeacherPlan]) -> in
     busy = max(2 * plan.concurrency // len(plan.samplings) for plan in plans)
     wanted = max(share * prompts, _PILOT_PROMPTS, busy)
     return round(min(1.0, wanted / prompts) * 2**31)
+
+
+def _prompt_hashes(prompts: Path) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(prompts) as file:
+        for batch in file.iter_batches(columns=["prompt_hash"], use_threads=False):
+            yield from (str(value) for value in batch.column(0).to_pylist())
 
 
 def _pilot_draw(seed: int, prompt: Prompt) -> int:

@@ -196,10 +196,11 @@ def table_batches(path: Path, model: type[Record], batch_rows: int = 2_000) -> "
 @contextmanager
 def table_writer(
     path: Path, model: type[Record], group_rows: int = 5_000
-) -> Generator[Callable[[Record], None], None, None]:
+) -> Generator[Callable[[Record | dict[str, Any]], None], None, None]:
     """Give a function that appends a record to a Parquet file, which appears under its name when the block ends.
 
-    The rows stay in the order they come in; `group_rows` of them are held in memory, and bytes depend on rows alone.
+    A dict stands for a record whose fields were checked already. The rows stay in the order they come in;
+    `group_rows` of them are held in memory, and bytes depend on rows alone.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -212,8 +213,8 @@ def table_writer(
             writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
             waiting.clear()
 
-        def write(record: Record) -> None:
-            waiting.append(record.model_dump(mode="python"))
+        def write(record: Record | dict[str, Any]) -> None:
+            waiting.append(record if isinstance(record, dict) else record.model_dump(mode="python"))
             if len(waiting) >= group_rows:
                 flush()
 
