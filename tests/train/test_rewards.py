@@ -21,6 +21,9 @@ TASK = Task(
     name="shade", kind="classification", labels=("warm", "cold"), answer_form="warm or cold", item_template="{text}"
 )
 TITLES = Task(name="titles", kind="generation", answer_form="a title", item_template="{text}")
+RATING = Task(
+    name="stars", kind="rating", labels=("1", "2", "3", "4", "5"), answer_form="1 to 5", item_template="{text}"
+)
 ITEMS = [
     ProfileItem(profile_id="p", position=0, item_id="a", text="red lamp in the hall by the old oak door", label="warm"),
     ProfileItem(
@@ -117,6 +120,15 @@ CHEATS = {
     "ten thousand words": f"<think>\n<examine_examples>[P1] [P2] {_LONG}</examine_examples>\n"
     "<infer_preference>warm</infer_preference>\n</think>\nwarm",
     "ten thousand words of answer": f"<think>\n{STEPS}</think>\nwarm {_LONG}",
+    "look-alike letters in citations": HONEST.replace("[P", "[Р"),
+    "full-width digits in citations": HONEST.replace("[P1]", "[P１]").replace("[P2]", "[P２]"),
+    "look-alike end of the think block": HONEST.replace("</think>", "</thіnk>"),
+    "the honest steps twice": f"<think>\n{STEPS}{STEPS}</think>\nwarm",
+    "padding between the steps": HONEST.replace("</infer_preference>\n", "</infer_preference>\nso so so\n"),
+    "padding of one repeated word": HONEST.replace("files red", "files" + " very" * 300 + " red"),
+    "padding of new words": HONEST.replace("files red", "files " + " ".join(f"w{n}" for n in range(300)) + " red"),
+    "an answer wrapped in words": HONEST[:-4] + "the answer is certainly warm",
+    "an answer in a tag": HONEST[:-4] + "<draft_answer>warm</draft_answer>",
     "citations that do not exist": HONEST.replace("[P1]", "[P9]"),
     "a think block of another user's labels": HONEST.replace('[P1] is "warm" while [P2] is "cold"', '[P2] is "warm"'),
 }
@@ -134,6 +146,16 @@ def test_a_cheat_scores_below_the_honest_reference(name: str) -> None:
 def test_a_padded_title_scores_below_the_plain_one(padding: str) -> None:
     plain = score(f"<think>\n{STEPS}</think>\nred carpet", TITLES, "red carpet")
     assert score(f"<think>\n{STEPS}</think>\n{padding}", TITLES, "red carpet").total < plain.total - 0.1
+
+
+@pytest.mark.parametrize(
+    "answer", ["4 5", "1 2 3 4 5", "4 or 3", "between 1 and 5", "-4", "４ ４", "4e9", "nan", "inf"]
+)
+def test_a_hedged_rating_scores_below_the_plain_one(answer: str) -> None:
+    """Gold 5: no way of writing several ratings, or none, may earn as much as the nearest single wrong one."""
+    near = score(f"<think>\n{STEPS}</think>\n4", RATING, "5", personal=1.0)
+    assert near.answer == pytest.approx(0.75)
+    assert score(f"<think>\n{STEPS}</think>\n{answer}", RATING, "5", personal=1.0).total < near.total - 0.1
 
 
 @pytest.mark.parametrize("name", ["no think block", "an unclosed think block", "two think blocks"])

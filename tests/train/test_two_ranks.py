@@ -101,7 +101,7 @@ def runs(settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempP
         stage_runs.vary_rewards()
         for kind in KINDS:
             assert stage_runs.run(kind, settings(kind, one / kind, 1)).status == "complete"
-    output, _ = pair.communicate(timeout=120)
+    output, _ = pair.communicate(timeout=400)
     assert pair.returncode == 0, output
     return one, two, output
 
@@ -161,7 +161,7 @@ def test_a_signal_to_one_rank_stops_both_and_a_killed_rank_ends_the_other_with_a
     stopped = [job | {"send": (signal.SIGTERM, 1, 1)} for job in jobs.values()]
     killed = jobs["sft"] | {"resume": True, "send": (signal.SIGKILL, 1, 2)}
     pair = launch([*stopped, killed], tmp_path / "first")
-    output, _ = pair.communicate(timeout=120)
+    output, _ = pair.communicate(timeout=400)
     assert pair.returncode != 0
     assert "another process of this run is gone, so rank 0 stops too" in output
     assert "--resume goes on from the last checkpoint" in output
@@ -173,7 +173,7 @@ def test_a_signal_to_one_rank_stops_both_and_a_killed_rank_ends_the_other_with_a
 
     again = [job | {"resume": True} for job in jobs.values()]
     pair = launch([*again, jobs["sft"]], tmp_path / "second")
-    output, _ = pair.communicate(timeout=120)
+    output, _ = pair.communicate(timeout=400)
     assert output.count("holds a finished run") == 1, "the last job is refused, and told once"
     _, two, _ = runs
     for kind in jobs:
