@@ -86,6 +86,17 @@ def embedded_folder(folder: Path | None = None) -> Path:
     return folder
 
 
+def embedded_config() -> tuple[dict[str, Any], Path | None]:
+    """Give the embedded model's config, and its folder if it was converted already; nothing is converted for it."""
+    source, version = _package_file()
+    folder = cache_folder() / "models" / f"{EMBEDDED}-{version}-{_CONVERSION}"
+    if (folder / "config.json").is_file():
+        return json.loads((folder / "config.json").read_text(encoding="utf-8")), folder
+    from gguf import GGUFReader
+
+    return _config(_Facts(GGUFReader(source))), None
+
+
 def convert(source: Path, folder: Path) -> None:
     """Write the Llama-architecture GGUF `source` as config, bfloat16 safetensors and tokenizer into `folder`."""
     from gguf import GGUFReader

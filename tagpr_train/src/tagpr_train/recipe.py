@@ -24,7 +24,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,7 +34,9 @@ from tagpr_data.prompts import Style
 from tagpr_data.records import RunManifest
 from tagpr_data.tables import read_json, write_text
 from tagpr_train.config import TARGET_STYLES, Prmu, Rl, Sft
-from tagpr_train.loop import Report
+
+if TYPE_CHECKING:
+    from tagpr_train.loop import Report
 
 Kind = Literal["sft", "prmu", "rl"]
 Settings = Sft | Prmu | Rl
@@ -196,7 +198,7 @@ def is_finished(stage: Stage) -> bool:
     return path.exists() and read_json(path, RunManifest).status != "running"
 
 
-def run_stage(stage: Stage, report: Report | None = None) -> RunManifest:
+def run_stage(stage: Stage, report: "Report | None" = None) -> RunManifest:
     """Train one stage, or go on with it, or take it as it is when it is finished.
 
     InputError when its folder holds a run of other settings. Status `running` means a signal stopped it.
