@@ -3,14 +3,16 @@
 Guarantee: nothing is dropped or reordered, so that rankings and prompts made from the folder are those of the file;
 equal profiles are stored once, under the hash of their content. Ours: dates are filled up to ISO (`2015-3-7` →
 `2015-03-07`), an item id that occurs again in its profile gets `#2`, `#3` … behind it. Profiles keep the file's order,
-which in LaMP is not always the order of dates. Price: some 60,000 items stand in memory; the others wait in files
-beside the folder until their turn, as the table is sorted by profile.
+which in LaMP is not always the order of dates. Price: some 100,000 items stand in memory; the others wait in files
+beside the folder until their turn, as the table is sorted by profile. Those files and the hashes of the published ones
+are read and written by a second thread, beside the decoding and the compression.
 """
 
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,26 +100,29 @@ def import_lamp_files(
     definition = find_task(task)
     name = definition.name.lower()
     check_target(folder, name)
-    hashes: dict[str, str] = {}
+    hashes: dict[str, Future[str]] = {}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as waiting:
-        items = _Items(definition.name, Path(waiting))
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as waiting,
+        ThreadPoolExecutor(2) as aside,
+    ):
+        items = _Items(definition.name, Path(waiting), aside)
         examples: dict[Split, list[Example]] = {}
         for split, (questions, outputs) in files.items():
             golds = None if outputs is None else _golds(outputs, definition.name)
-            examples[split] = list(_examples(definition.name, questions, outputs, golds, items, on_bytes))
             prefix = "" if len(files) == 1 else f"{split}_"
-            hashes[f"{prefix}questions_sha256"] = sha256_file(questions)
-            if outputs is not None:
-                hashes[f"{prefix}outputs_sha256"] = sha256_file(outputs)
+            for kind, path in (("questions", questions), ("outputs", outputs)):
+                if path is not None and path.is_file():  # `read_questions` says what is wrong
+                    hashes[f"{prefix}{kind}_sha256"] = aside.submit(sha256_file, path)
+            examples[split] = list(_examples(definition.name, questions, outputs, golds, items, on_bytes))
         return write_chunks(
             folder,
             name=name,
             source=f"{definition.name} question and output files as published by the LaMP benchmark",
             licence=LICENCE,
             tasks=[definition],
-            chunks=_chunks(items, examples),
-            parameters={"split": ", ".join(files), **hashes},
+            chunks=_chunks(items, examples, aside),
+            parameters={"split": ", ".join(files), **{name: value.result() for name, value in hashes.items()}},
             skipped={},
         )
 
@@ -155,15 +160,17 @@ def _examples(
 
 
 def _chunks(
-    items: "_Items", examples: Mapping[Split, list[Example]]
+    items: "_Items", examples: Mapping[Split, list[Example]], aside: ThreadPoolExecutor
 ) -> "Iterator[tuple[Mapping[Split, list[Example]], pa.Table | list[ProfileItem]]]":
     """The items in order of their profiles, the examples with the last of them."""
-    before: pa.Table | None = None
-    for table in items.tables():
-        if before is not None:
-            yield {}, before
-        before = table
-    yield examples, [] if before is None else before
+    tables = items.tables()
+    table, after = next(tables, None), next(tables, None)
+    while after is not None:
+        following = aside.submit(next, tables, None)  # put together while `table` is written
+        assert table is not None
+        yield {}, table
+        table, after = after, following.result()
+    yield examples, [] if table is None else table
 
 
 def profile_items(task: str, profile_id: str, profile: tuple[Mapping[str, str], ...]) -> Iterator[ProfileItem]:
@@ -188,7 +195,9 @@ class _Items:
     """The items of the distinct profiles so far: the latest as columns, the others in files, both by the first
     character of their profile's id."""
 
-    def __init__(self, task: str, folder: Path) -> None:
+    def __init__(self, task: str, folder: Path, aside: ThreadPoolExecutor) -> None:
+        self._aside = aside
+        self._written: Future[None] | None = None
         self._schema = arrow_schema(ProfileItem)
         self._fields = FIELDS[task]
         self._folder = folder
@@ -227,6 +236,7 @@ class _Items:
         import pyarrow as pa
 
         self._flush()
+        self._wait()
         for writer in self._writers.values():
             writer.close()
         found: list[pa.Table] = []
@@ -248,12 +258,23 @@ class _Items:
     def _flush(self) -> None:
         import pyarrow as pa
 
-        for first, columns in self._waiting.items():
-            if first not in self._writers:
-                self._writers[first] = pa.ipc.new_stream(str(self._path(first)), self._schema)
-            self._writers[first].write_batch(pa.RecordBatch.from_pydict(columns, self._schema))
+        batches = {first: pa.RecordBatch.from_pydict(columns, self._schema) for first, columns in self._waiting.items()}
         self._waiting = {}
         self._count = 0
+        self._wait()
+        self._written = self._aside.submit(self._write, batches)
+
+    def _write(self, batches: "Mapping[str, pa.RecordBatch]") -> None:
+        import pyarrow as pa
+
+        for first, batch in batches.items():
+            if first not in self._writers:
+                self._writers[first] = pa.ipc.new_stream(str(self._path(first)), self._schema)
+            self._writers[first].write_batch(batch)
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
 
     def _path(self, first: str) -> Path:
         return self._folder / f"{first}.arrow"
