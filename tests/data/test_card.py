@@ -174,3 +174,16 @@ def test_a_damaged_or_missing_file_is_named(copy):
         open_corpus(copy)
     with pytest.raises(InputError, match="does not exist"):
         open_corpus(copy / "nowhere")
+
+
+def test_the_card_says_where_names_of_people_were_looked_for(corpus):
+    opened = open_corpus(corpus)
+    numbers, rules = stats.statistics(opened), opened.manifest.parameters["selection"]
+
+    def limits(**changes):
+        parameters = {**opened.manifest.parameters, "selection": {**rules, **changes}}
+        return card._limits(opened.manifest.model_copy(update={"parameters": parameters}), numbers)
+
+    assert "behind `Signed-off-by:` and the like, nowhere else" in limits()
+    assert "and the like and in a list of the curator's, nowhere else" in limits(names="authors.txt")
+    assert "Names of people" not in limits(personal_data="off")

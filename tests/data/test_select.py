@@ -317,6 +317,53 @@ def test_lamp_files_are_evaluations_and_their_frame_is_no_content(run, shared_la
     assert lost.reason == "contaminated" and len(kept) == 1
 
 
+@pytest.mark.parametrize(
+    ("split", "asked", "found"),
+    [
+        ("train", {"prompt": "Slow, RIVER"}, True),  # the same user asks it again in validation
+        ("train", {"prompt": "slow river", "user": "v"}, False),  # two words may recur among people
+        ("train", {"prompt": "slow river", "task": "title"}, False),  # another task asks another thing
+        ("train", {"prompt": NINE, "user": "v"}, True),  # a long text and its answer: posted twice
+        ("train", {"prompt": NINE, "user": "v", "gold": "jazz", "text": GOOD[:-4] + "jazz"}, False),
+        ("train", {"prompt": "once more"}, True),  # in test
+        ("validation", {"prompt": "once more"}, True),
+        ("validation", {"prompt": "slow river"}, False),  # what is asked there itself
+        ("test", {"prompt": "once more"}, False),
+    ],
+)
+def test_a_question_that_a_later_split_asks_again_is_contaminated(split, asked, found, tmp_path):
+    row = candidate(**asked)
+    gold = str(row.gold)
+
+    def example(key, text, output="rock", user="u", task="genre"):
+        return Example(
+            id=key, task=task, user_id=user, profile_id="u", profile_size=2, input=text, output=output, date="2022"
+        )
+
+    own = example(row.example_id, asked["prompt"], gold, row.user_id, row.task)
+    examples = {
+        "train": [], "validation": [example("e1", "slow river"), example("e2", NINE)],
+        "test": [example("e3", "Once more")],
+    }  # fmt: skip
+    examples[split].append(own)
+    write_dataset(
+        tmp_path / "dataset", name="songs", source="made up", licence="CC0-1.0", tasks=[GENRE, TITLE],
+        examples=examples, items=ITEMS, parameters={}, skipped={},
+    )  # fmt: skip
+    dataset, splits = Dataset.load(tmp_path / "dataset"), ["train", "validation", "test"]
+    easy = {"title": 0.0}
+    for rules, expected in (
+        (Selection(task_min_score=easy), found),
+        (Selection(task_min_score=easy, contamination_own=False), False),
+    ):
+        output = tmp_path / f"out {rules.contamination_own}"
+        select(candidate_batches([row]), dataset, rules, TAGSET, output, splits, work=tmp_path / "work")
+        lost = read_records(output / f"rejected/{split}.parquet", Rejected)
+        assert ([one.reason for one in lost] == ["contaminated"]) == expected
+        if expected:
+            assert lost[0].detail == f"the question of this {split} row is asked again later"
+
+
 def test_a_folder_that_is_no_evaluation_is_an_input_error(run, tmp_path):
     with pytest.raises(InputError, match="neither a data set folder nor one with LaMP's"):
         run(candidate(), rules=Selection(contamination=(tmp_path,)))

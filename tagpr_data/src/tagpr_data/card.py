@@ -436,6 +436,14 @@ def _limits(manifest: CorpusManifest, numbers: Statistics) -> str:
         "rejected ones are published for that.",
         "User ids are pseudonyms of the data set; the texts are the users' own and may tell who wrote them.",
     ]
+    rules = parameters.get("selection")
+    rules = cast("dict[str, Any]", rules) if isinstance(rules, dict) else {}
+    if rules.get("personal_data") in _PERSONAL:
+        listed = " and in a list of the curator's" if rules.get("names") is not None else ""
+        limits.append(
+            f"Names of people were looked for behind `Signed-off-by:` and the like{listed}, nowhere else: any "
+            "other name stands in the texts as it was written."
+        )
     if any("scripted" in name for name in manifest.teachers):
         limits.append(
             "The teacher `scripted` is a program with fixed phrases, not a language model: its prose repeats."

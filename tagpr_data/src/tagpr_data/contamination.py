@@ -5,17 +5,23 @@ its texts (from `LEAST_WORDS` words on). Evaluations are data set folders (their
 with LaMP's own files (`dev_questions.json`, `test_questions.json`, with the outputs beside them, at any depth, under a
 folder named after the task). LaMP's frame around a question ("Which tag does this movie relate to …") is no content.
 Guarantee: no shared run is missed. Price: 8 bytes per run in a file that all processes map; paraphrases are not found.
+
+A data set's own later splits are another matter: they share users, items and, where answers are a person's own, whole
+questions with the earlier ones by design. `OwnEvaluation` finds what is left to call a leak, a question asked again.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
-from tagpr_data.words import run_hashes
+from tagpr_data.records import Split
+from tagpr_data.words import run_hashes, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +89,47 @@ def read_evaluations(paths: Sequence[Path], words: int, folder: Path) -> Evaluat
     return Evaluations(folder, words, frozenset(users))
 
 
+class OwnEvaluation:
+    """Which questions of a data set are asked again in a later split: train < validation < test.
+
+    Again is: by the same user, in the same words; or by anyone with the same gold, if it has `words` words or more
+    (a shorter one may recur among people). Price: 16 bytes for each example of validation and test.
+    """
+
+    def __init__(self, dataset: Dataset, words: int) -> None:
+        import numpy as np
+        import polars as pl
+
+        self._words = words
+        later: dict[Split, list[int]] = {"validation": [], "test": []}
+        for split in dataset.splits:
+            if split not in later:
+                continue
+            path = dataset.folder / f"examples/{split}.parquet"
+            for row in pl.scan_parquet(path).select("task", "user_id", "input", "output").collect().iter_rows():
+                later[split] += self._keys(*row)
+        self._of_train = np.unique(np.array(later["validation"] + later["test"], dtype=np.uint64))
+        self._of_validation = np.unique(np.array(later["test"], dtype=np.uint64))
+
+    def has(self, split: str, task: str, user: str, question: str, gold: str | None) -> bool:
+        """Whether a later split than `split` asks this."""
+        import numpy as np
+
+        known = {"train": self._of_train, "validation": self._of_validation}.get(split)
+        if known is None or not len(known):
+            return False
+        keys = np.array(self._keys(task, user, question, gold), dtype=np.uint64)
+        return bool((known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys).any())
+
+    def _keys(self, task: str, user: str, question: str, gold: str | None) -> list[int]:
+        asked = words_of(question_text(task, question))
+        parts = [("user", task, user, *asked)] if asked else []
+        if gold is not None and len(asked) >= self._words:
+            parts.append(("gold", task, " ".join(words_of(gold)), *asked))
+        texts = ("\0".join(part).encode("utf-8", "surrogatepass") for part in parts)
+        return [int.from_bytes(sha256(text).digest()[:8], "big") for text in texts]
+
+
 def question_text(task: str, input_text: str) -> str:
     """Give the content of a question: of a LaMP task without the frame, which all its questions share."""
     from tagpr_data.lamp.prompts import find_query
@@ -111,8 +158,6 @@ def _content(path: Path) -> Iterator[tuple[str | None, str]]:
 
 
 def _dataset_content(path: Path) -> Iterator[tuple[str | None, str]]:
-    from tagpr_data.dataset import Dataset
-
     dataset = Dataset.load(path, verify=False)
     profiles: set[str] = set()
     for split in dataset.splits:

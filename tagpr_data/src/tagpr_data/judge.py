@@ -18,7 +18,7 @@ from pydantic import Field
 
 from tagpr_data import tags
 from tagpr_data.config import Config
-from tagpr_data.contamination import Evaluations, question_text, read_evaluations
+from tagpr_data.contamination import Evaluations, OwnEvaluation, question_text, read_evaluations
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import InputError
 from tagpr_data.lamp.metrics import reward
@@ -42,7 +42,7 @@ REASONS: dict[str, str] = {
     "too-long": "the trace has more characters, words or steps than allowed",
     "too-short": "the trace has fewer words or steps than asked for",
     "foreign-language": "the steps are in another language, or the answer in another script, than the task's",
-    "contaminated": "the user, or a run of words of question, gold, shown items or trace, stands in an evaluation",
+    "contaminated": "a later split asks the question again; or its user, or a run of words of it, is in an evaluation",
     "personal-data": "the row holds mail addresses, phone numbers, links that name a user, or names of people",
     "low-score": "the answer scores below the task's threshold",
     "ungrounded": "a claim about a cited item does not hold",
@@ -104,6 +104,9 @@ class Selection(Config):
     """Similarity (Jaccard over 3-word runs of steps and answer) from which two traces of a user and task are one."""
     near_duplicates_across: float | None = Field(default=None, ge=LEAST_THRESHOLD, le=1)
     """The same for traces of two users; equal texts have similarity 1."""
+    contamination_own: bool = True
+    """Whether rows of a question are kept out that a later split of the data set asks again: of the same user in the
+    same words, or with the same gold if it has `contamination_words` words or more."""
     contamination: tuple[Path, ...] = ()
     """Evaluations to keep out: data set folders (validation and test count) and folders with LaMP's own files."""
     contamination_words: int = Field(default=8, ge=5)
@@ -174,11 +177,11 @@ class Judge:
 
     def __init__(
         self, rules: Selection, tasks: Sequence[Task], tagset: TagSet, leaks: Sequence[str] = (),
-        evaluations: Evaluations | None = None, finder: Finder | None = None,
+        evaluations: Evaluations | None = None, finder: Finder | None = None, own: OwnEvaluation | None = None,
     ) -> None:  # fmt: skip
         self.rules, self.tagset = rules, tagset
         self.tasks = {task.name: task for task in tasks}
-        self.leaks, self.evaluations, self.finder = tuple(leaks), evaluations, finder
+        self.leaks, self.evaluations, self.finder, self.own = tuple(leaks), evaluations, finder, own
         self._is_shared: dict[str, bool] = {}  # texts of questions and items recur
 
     @classmethod
@@ -195,7 +198,8 @@ class Judge:
         names = read_names(rules.names) if rules.names is not None else ()
         finder = None if rules.personal_data == "off" else Finder(rules.personal_kinds, names)
         leaks = read_leaks(rules.leak_phrases) if rules.refuse_leaks else ()
-        return cls(rules, dataset.manifest.tasks, tagset, leaks, evaluations, finder)
+        own = OwnEvaluation(dataset, rules.contamination_words) if rules.contamination_own else None
+        return cls(rules, dataset.manifest.tasks, tagset, leaks, evaluations, finder, own)
 
     def __call__(self, batch: "pa.RecordBatch") -> "pa.RecordBatch":
         """Judge a batch."""
@@ -207,6 +211,9 @@ class Judge:
             name: column for name, column in zip(batch.schema.names, batch.columns, strict=True) if name not in _CONTEXT
         }
         columns["split"] = batch["split"]
+        if self.own is not None:
+            splits: list[Any] = batch["split"].to_pylist()
+            self._refuse_asked_again(splits, rows, judged)
         if self.evaluations is not None:
             self._refuse_contaminated(rows, judged)
         if self.finder is not None:
@@ -356,6 +363,14 @@ class Judge:
             for index, (text, finish, gold, task, user, question, date) in enumerate(zip(*columns, strict=True))
         ]
 
+    def _refuse_asked_again(self, splits: Sequence[str], rows: Sequence[Row], judged: Sequence[Judged]) -> None:
+        assert self.own is not None
+        for split, row, found in zip(splits, rows, judged, strict=True):
+            if not _outranks("contaminated", found.reason):
+                continue
+            if self.own.has(split, row.task.name, row.user_id, row.question, row.gold):
+                found.reason, found.detail = "contaminated", f"the question of this {split} row is asked again later"
+
     def _refuse_contaminated(self, rows: Sequence[Row], judged: Sequence[Judged]) -> None:
         """Question, gold, trace and shown items against the evaluations; each text is looked up once."""
         assert self.evaluations is not None
@@ -428,6 +443,13 @@ class Judge:
             for name, new in changed.items()
             if new
         }
+
+
+def described(rules: Selection) -> dict[str, Any]:
+    """Give the rules for a manifest: files and folders by their names, without the way to them."""
+    settings = rules.model_dump(mode="json")
+    settings["contamination"] = [folder.name for folder in rules.contamination]
+    return settings | {key: Path(settings[key]).name for key in ("leak_phrases", "names") if settings[key] is not None}
 
 
 def files_of(rules: Selection) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tagpr_data.dataset import Dataset
 from tagpr_data.engine import EngineName, map_batches
 from tagpr_data.errors import InputError
-from tagpr_data.judge import ITEM_FIELDS, LEAKS, REASONS, Judge, Judged, Row, Selection, files_of, judge
+from tagpr_data.judge import ITEM_FIELDS, LEAKS, REASONS, Judge, Judged, Row, Selection, described, files_of, judge
 from tagpr_data.near_duplicates import NearDuplicates
 from tagpr_data.records import Candidate, Example, FileEntry, Rejected, Split, Trace
 from tagpr_data.tables import arrow_schema, atomic_path, read_table, sha256_file
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAKS", "REASONS", "Counts", "Decisions", "Judge", "Judged", "Row", "Selection", "candidate_batches", "count",
-    "decide", "files_of", "journal_batches", "judge", "select", "with_context",
+    "decide", "described", "files_of", "journal_batches", "judge", "select", "with_context",
 ]  # fmt: skip
 
 _GROUP_REASONS = ("", "duplicate", "not-best", "near-duplicate")

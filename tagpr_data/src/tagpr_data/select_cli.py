@@ -40,7 +40,7 @@ def select_command(
     from tagpr_data.config import load
     from tagpr_data.dataset import Dataset
     from tagpr_data.records import Candidate
-    from tagpr_data.select import Selection, journal_batches, select
+    from tagpr_data.select import Selection, described, journal_batches, select
     from tagpr_data.tables import table_batches, write_json
     from tagpr_data.tags import load_tagset
 
@@ -69,7 +69,7 @@ def select_command(
         batches(), examples, chosen, grammar, output, splits, work=output / ".work", expected=rows, engine=engine,
         workers=workers, address=address,
     )  # fmt: skip
-    settings = chosen.model_dump(mode="json", exclude={"contamination", "leak_phrases", "names"})
+    settings = described(chosen)
     manifest = describe(
         counts,
         files,
