@@ -64,10 +64,14 @@ class Run:
         identities = self.manifest.results.get("models", {})
         return str(identities.get(model, "rule" if self.rule(model) else "–"))[:HASH_CHARACTERS]
 
+    def given(self) -> dict[str, str]:
+        """Give the models as the settings name them, in that order: name → what is asked."""
+        texts: list[str] = self.manifest.config.get("models", [])
+        return {model_name(text): text.partition("=")[2] or text for text in texts}
+
     def rule(self, model: str) -> str | None:
         """Give the baseline that a model name of this run stands for (`NAME=knn` names one); None for a model."""
-        named = {model_name(text): text.partition("=")[2] or text for text in self.manifest.config.get("models", ())}
-        target = named.get(model, model)
+        target = self.given().get(model, model)
         return target if target in BASELINES else None
 
     @property
@@ -275,14 +279,22 @@ def best_place(group: Group, found: Sequence[stats.Estimate], metric: str) -> in
 
 
 def _in_order(cells: Sequence[Cell]) -> list[Cell]:
-    """Models in order of first mention, rules last; in each, controls first, then retriever and k."""
-    seen = list(dict.fromkeys(cell.model for cell in cells))
+    """Models in the order the runs and their settings name them, rules last; in each, controls first, then retriever
+    and k."""
+    runs = list(dict.fromkeys(cell.run.name for cell in cells))
+    given = {cell.run.name: list(cell.run.given()) for cell in cells}
+
+    def place(cell: Cell) -> tuple[int, int]:
+        names, own = given[cell.run.name], cell.model.removesuffix(f" ({cell.run.name})")
+        return runs.index(cell.run.name), names.index(own) if own in names else len(names)
+
     rank = {"none": 0, "wrong-user": 2}
     return sorted(
         cells,
         key=lambda cell: (
             cell.is_baseline,
-            seen.index(cell.model),
+            *place(cell),
+            cell.model,
             cell.style,
             cell.protocol,
             rank.get(cell.control or "", 1),

@@ -114,7 +114,9 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
         axes.set_xlabel(x_label)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xticks(range(len(ticks)), [_cut(tick, 20) for tick in ticks])
+        if any(len(tick) > 8 for tick in ticks):
+            axes.tick_params("x", rotation=20)
         axes.set_xlim(-0.4, len(ticks) - 0.6)
         for line in lines:
             if line.kind == "level":

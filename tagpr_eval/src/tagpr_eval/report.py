@@ -23,6 +23,7 @@ from tagpr_eval import browser, stats
 from tagpr_eval.cells import Group, Run, best_place, make_groups, tagset_of
 from tagpr_eval.plots import png_file, svg, svg_file
 from tagpr_eval.report_sections import Material, Section, sections
+from tagpr_eval.report_stages import headline
 from tagpr_eval.report_training import verdicts
 from tagpr_eval.training import TrainingRun
 from tagpr_eval.typeset import Column, Table, csv_text, escape, latex, markdown, show
@@ -30,12 +31,12 @@ from tagpr_eval.typeset import Column, Table, csv_text, escape, latex, markdown,
 
 @dataclass(frozen=True)
 class Finding:
-    """What the numbers say about one task."""
+    """What the numbers say about one task, or about a training run."""
 
     task: str
-    """Task."""
+    """Task, or what it is about."""
     score: str
-    """Best score of a model, with its interval."""
+    """The number to remember, such as the best score of a model with its interval."""
     facts: tuple[str, ...]
     """Where it comes from and what the controls say, a sentence each."""
 
@@ -51,7 +52,7 @@ class Report:
     title: str
     """Heading of the page."""
     findings: tuple[Finding, ...]
-    """What the numbers say, one a task."""
+    """What the numbers say: one a task, the average over tasks, one for each training by rewards."""
     sections: tuple[Section, ...]
     """The parts, in order."""
     samples: dict[str, Any]
@@ -77,7 +78,7 @@ def build(
     material = Material(runs, groups, _reference(groups, reference), audits, training)
     return Report(
         title="Evaluation of " + ", ".join(dict.fromkeys(group.task.name for group in groups)),
-        findings=(*_findings(material), *(Finding(*found) for found in verdicts(training))),
+        findings=(*_findings(material), *_stage_findings(material)),
         sections=sections(material),
         samples=browser.sample_data(
             [
@@ -185,6 +186,12 @@ def _findings(material: Material) -> Iterator[Finding]:
             ),
         ]
         yield Finding(group.task.name, f"{metric} {show(best, Column('', '', 'estimate'))}", tuple(facts))
+
+
+def _stage_findings(material: Material) -> Iterator[Finding]:
+    if material.stages and (found := headline(material.stages, material.stage_tables[-1])):
+        yield Finding(*found)
+    yield from (Finding(*found) for found in verdicts(material.training))
 
 
 def _lift_facts(group: Group, place: int, lift: Table) -> Iterator[str]:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tagpr_data.records import Audit
-from tagpr_eval import report_faithfulness, report_plots, report_training
+from tagpr_eval import report_faithfulness, report_plots, report_stages, report_training
 from tagpr_eval import report_tables as tables
 from tagpr_eval.cells import RESAMPLES, Group, Run
 from tagpr_eval.dialects import MEANINGS
 from tagpr_eval.plots import Plot
+from tagpr_eval.report_stages import Stages, make_stages
 from tagpr_eval.training import TrainingRun
 from tagpr_eval.typeset import Table
 
@@ -46,6 +47,16 @@ class Material:
     """How the models were trained."""
 
     @cached_property
+    def stages(self) -> list[Stages]:
+        """The models side by side, for each task."""
+        return make_stages(self.groups)
+
+    @cached_property
+    def stage_tables(self) -> tuple[Table, ...]:
+        """Their tables, that of averages last; none where no two models share a setting."""
+        return report_stages.stage_tables(self.stages)
+
+    @cached_property
     def lift(self) -> Table:
         """The right profile against its controls."""
         return tables.lift_table(self.groups)
@@ -61,6 +72,16 @@ def sections(material: Material) -> tuple[Section, ...]:
     """Give the parts that have something to show."""
     made = (part(material) for part in _PARTS)
     return tuple(section for section in made if section.tables or section.plots)
+
+
+def _stages(material: Material) -> Section:
+    return Section(
+        "stages",
+        "Side by side",
+        report_stages.INTRO,
+        material.stage_tables,
+        report_stages.stage_plots(material.stages),
+    )
 
 
 def _scores(material: Material) -> Section:
@@ -177,6 +198,7 @@ def _runs(material: Material) -> Section:
 
 
 _PARTS = (
+    _stages,
     _scores,
     _lift,
     _models,

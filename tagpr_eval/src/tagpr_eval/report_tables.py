@@ -23,7 +23,7 @@ from tagpr_eval.cells import (
 from tagpr_eval.dialects import DIALECTS, compare_dialects
 from tagpr_eval.typeset import Column, Row, Table, Value
 
-_CELL_COLUMNS = (
+CELL_COLUMNS = (
     Column("task", "Task"),
     Column("model", "Model"),
     Column("retriever", "Retriever"),
@@ -36,11 +36,12 @@ _CELL_COLUMNS = (
     Column("mode", "Metric mode", is_printed=False),
     Column("run", "Run", is_printed=False),
 )
+"""What says which cell a row is about."""
 
 
 def headline_table(group: Group) -> Table:
     """Give the scores of every cell of one task, both metrics, strict and parsed."""
-    columns = list(_CELL_COLUMNS[1:])
+    columns = list(CELL_COLUMNS[1:])
     columns[5] = Column("revision", "Revision")
     estimates: list[list[stats.Estimate]] = []
     for metric in group.metrics:
@@ -56,9 +57,9 @@ def headline_table(group: Group) -> Table:
         if best is not None:
             strong.setdefault(best, set()).add(first + column)
     rows = [
-        _row(
+        cell_row(
             (
-                *_cell_values(group, cell)[1:],
+                *cell_values(group, cell)[1:],
                 *(found[place] for found in estimates),
                 estimates[0][place].n,
                 estimates[0][place].users,
@@ -171,7 +172,7 @@ def failure_table(groups: Sequence[Group]) -> Table:
         "is_unparseable": "Unparseable", "is_out_of_range": "Out of range", "is_strict_unreadable": "Strict unreadable",
     }  # fmt: skip
     columns = (
-        *_CELL_COLUMNS,
+        *CELL_COLUMNS,
         Column("n", "Answers", "count"),
         Column("no_gold", "No gold", "count", hint="answered, not scored"),
         *(
@@ -185,14 +186,14 @@ def failure_table(groups: Sequence[Group]) -> Table:
             n = cell.frame.height
             counts = [(int(cell.frame[flag].sum()), n) for flag in sample_scores.FLAGS]
             no_gold = int((~cell.frame["is_scored"]).sum())
-            rows.append(_row((*_cell_values(group, cell), n, no_gold, *counts), cell))
-    return Table("failures", "Failures by cell", columns, tuple(rows), _sources(groups))
+            rows.append(cell_row((*cell_values(group, cell), n, no_gold, *counts), cell))
+    return Table("failures", "Failures by cell", columns, tuple(rows), sources(groups))
 
 
 def trace_table(groups: Sequence[Group]) -> Table:
     """Give validity and groundedness of the traces, for the cells whose prompt asks for one."""
     columns = (
-        *_CELL_COLUMNS,
+        *CELL_COLUMNS,
         Column("n", "Traces", "count"),
         Column("valid", "Valid", "estimate"),
         Column("grounded", "Claims that hold", "estimate"),
@@ -212,9 +213,9 @@ def trace_table(groups: Sequence[Group]) -> Table:
             text = ", ".join(f"{code} {count}" for code, count in commonest.iter_rows()) or None
             mean_steps = float(steps) if isinstance(steps, (int, float)) else None
             rows.append(
-                _row(
+                cell_row(
                     (
-                        *_cell_values(group, cell),
+                        *cell_values(group, cell),
                         cell.frame.height,
                         valid_share,
                         grounded_share if claims else None,
@@ -225,7 +226,7 @@ def trace_table(groups: Sequence[Group]) -> Table:
                     cell,
                 )
             )
-    return Table("traces", "Traces by cell", columns, tuple(rows), _sources(groups))
+    return Table("traces", "Traces by cell", columns, tuple(rows), sources(groups))
 
 
 def dialect_table(group: Group) -> Table | None:
@@ -243,7 +244,7 @@ def dialect_table(group: Group) -> Table | None:
         found = compare_dialects(systems, golds, SEED)
     except InputError:
         return None
-    columns: list[Column] = list(_CELL_COLUMNS[1:])
+    columns: list[Column] = list(CELL_COLUMNS[1:])
     first = len(columns)
     values: list[tuple[float, ...]] = []
     strong: set[tuple[int, int]] = set()
@@ -261,8 +262,8 @@ def dialect_table(group: Group) -> Table | None:
             values.append(column)
     columns.append(Column("n", "n", "count"))
     rows = [
-        _row(
-            (*_cell_values(group, cell)[1:], *(column[place] for column in values), found.n),
+        cell_row(
+            (*cell_values(group, cell)[1:], *(column[place] for column in values), found.n),
             cell,
             {c for p, c in strong if p == place},
         )
@@ -282,7 +283,7 @@ def slice_table(group: Group) -> Table:
     """Give the headline metric by profile size and recency, with the lift over no profile inside each band."""
     metric = group.metrics[0]
     columns = (
-        *_CELL_COLUMNS[1:],
+        *CELL_COLUMNS[1:],
         Column("slice", "Slice"),
         Column("band", "Band"),
         Column("score", f"{metric} parsed", "estimate"),
@@ -298,7 +299,7 @@ def slice_table(group: Group) -> Table:
                 lift = None if control is None else grid.differences([(place, control)], has_p=False)[0]
                 if found.n:
                     rows.append(
-                        _row((*_cell_values(group, cell)[1:], kind, band, found, lift, found.n, found.users), cell)
+                        cell_row((*cell_values(group, cell)[1:], kind, band, found, lift, found.n, found.users), cell)
                     )
     return Table(
         f"slices-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), f"{group.source}."
@@ -390,7 +391,7 @@ def _difference_table(
         )
     corrected = {mode: stats.holm([row[mode].p for row in found]) for mode in ("parsed", "strict")}
     columns = (
-        *_CELL_COLUMNS,
+        *CELL_COLUMNS,
         against,
         Column("metrics", "Metrics"),
         Column("difference", "Δ first, parsed", "difference"),
@@ -404,9 +405,9 @@ def _difference_table(
     )
     place = next(index for index, column in enumerate(columns) if column.name == "p_holm")
     rows = [
-        _row(
+        cell_row(
             (
-                *_cell_values(group, group.cells[first]), label, ", ".join(group.metrics), row["parsed"],
+                *cell_values(group, group.cells[first]), label, ", ".join(group.metrics), row["parsed"],
                 row["parsed"].p, corrected["parsed"][index], row["strict"], corrected["strict"][index], row["second"],
                 row["parsed"].n, row["parsed"].users,
             ),
@@ -416,13 +417,14 @@ def _difference_table(
         for index, ((group, first, _, label), row) in enumerate(zip(pairs, found, strict=True))
     ]  # fmt: skip
     note = (
-        f"{_sources(groups)} Paired on common examples, clustered by user; p corrected by Holm over the "
+        f"{sources(groups)} Paired on common examples, clustered by user; p corrected by Holm over the "
         f"{len(rows)} rows of this table, bold below 0.05."
     )
     return Table(name, title, columns, tuple(rows), note)
 
 
-def _cell_values(group: Group, cell: Cell) -> tuple[Value, ...]:
+def cell_values(group: Group, cell: Cell) -> tuple[Value, ...]:
+    """Give the values of `CELL_COLUMNS`."""
     model = cell.model.removesuffix(f" ({cell.run.name})")
     protocol = "rule" if cell.is_baseline else cell.protocol
     return (
@@ -431,13 +433,14 @@ def _cell_values(group: Group, cell: Cell) -> tuple[Value, ...]:
     )  # fmt: skip
 
 
-def _row(values: Iterable[Value], cell: Cell, strong: Iterable[int] = ()) -> Row:
+def cell_row(values: Iterable[Value], cell: Cell, strong: Iterable[int] = ()) -> Row:
+    """Give the row of a cell, set off when it is a rule or a control; `strong` are places of bold values."""
     role = "baseline" if cell.is_baseline else "control" if cell.control else ""
     return Row(tuple(values), role, frozenset(strong))
 
 
-def _sources(groups: Sequence[Group]) -> str:
-    """Where the numbers of a table come from; tasks on the same data together."""
+def sources(groups: Sequence[Group]) -> str:
+    """Give where the numbers of a table come from; tasks on the same data together."""
     tasks: dict[str, list[str]] = {}
     for group in groups:
         tasks.setdefault(group.source.removeprefix(f"{group.task.name}: "), []).append(group.task.name)

@@ -188,7 +188,7 @@ class Grid:
         rows, other, pair = self.cells[first], self.cells[second], [first, second]
         totals, resampled = self.totals[pair], self.resampled[pair]  # (2, U, F), (2, R)
         if not np.array_equal(rows.rows, other.rows):
-            rows, other = _common(rows, other)
+            rows, other = common(rows, other)
             totals, resampled = _resample(self.metric, [rows, other], self.draws)
         if not len(rows.rows):
             return Difference(np.nan, np.nan, np.nan, n=0, users=0, p=1.0)
@@ -244,7 +244,7 @@ def _band_name(start: int, end: int | None) -> str:
     return str(start) if end == start + 1 else f"{start}-{end - 1}"
 
 
-def _common(first: Observations, second: Observations) -> tuple[Observations, Observations]:
+def common(first: Observations, second: Observations) -> tuple[Observations, Observations]:
     """Give both cells cut down to their common rows, in the same order."""
     _, at_first, at_second = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
     return first.take(at_first), second.take(at_second)

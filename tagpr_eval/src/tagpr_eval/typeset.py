@@ -167,6 +167,8 @@ def latex(table: Table) -> str:
 def _number(value: float, digits: int, sign: bool) -> str:
     if math.isnan(value):
         return NOTHING
+    if math.isinf(value):
+        return ("+" if sign else "") + "∞" if value > 0 else f"{_MINUS}∞"
     value = round(value, digits) + 0.0  # no minus before a zero
     text = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
     return text.replace("-", _MINUS)
@@ -193,6 +195,7 @@ _LATEX = {
     ord("\\"): r"\textbackslash{}", ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}",
     **{ord(mark): f"\\{mark}" for mark in "&%$#_{}"},
     ord("<"): r"\textless{}", ord(">"): r"\textgreater{}", ord("\n"): " ", ord("\r"): " ",
+    ord("∞"): r"$\infty$",
     ord(_MINUS): "$-$", ord(NOTHING): "--", ord("Δ"): r"$\Delta$", ord("↑"): r"$\uparrow$", ord("↓"): r"$\downarrow$",
 }  # fmt: skip
 
