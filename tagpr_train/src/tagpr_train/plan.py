@@ -82,7 +82,7 @@ def plan(
             written = workload.mean_completion(settings, folder)
         one = predict(settings, machine, products, written if isinstance(settings, Rl) else None)
         if probing:
-            speed, probed = probe(settings)
+            speed, probed = probe(_startable(settings, products))
         made.append(Planned(stage, one, hours(settings, one, machine, tokens_per_second, speed), probed))
     return made
 
@@ -222,6 +222,17 @@ def within_memory(settings: Settings) -> Generator[None, None, None]:
 def _products(found: Sequence[Stage]) -> dict[str, Settings]:
     """Folders that stages will leave, by their names in later ones, with what made them."""
     return {str(one.product): one.settings for one in found}
+
+
+def _startable(settings: Settings, products: Mapping[str, Settings]) -> Settings:
+    """Let a stage start from what is there: from what an earlier stage starts from, and without a PRMU to come."""
+    while settings.model in products and not Path(settings.model).is_dir():
+        settings = settings.model_copy(update={"model": products[settings.model].model})
+    if isinstance(settings, Rl):
+        is_there = settings.prmu is None or Path(settings.prmu).is_dir()
+        weights = settings.rewards if is_there else settings.rewards.model_copy(update={"personal": 0.0})
+        settings = settings.model_copy(update={"rewards": weights, "ignore_gate": True})
+    return settings
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
