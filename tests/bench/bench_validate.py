@@ -134,10 +134,11 @@ def copied(base: pa.Table, copy: int) -> pa.Table:
     structs = pa.StructArray.from_arrays([pa.array(roles), pa.array(contents)], names=["role", "content"])
     columns["messages"] = pa.ListArray.from_arrays(lists.offsets, structs)
     columns["prompt_hash"] = pa.array(hashes)
-    columns["id"] = pa.array([sha256_text(f"{name}/{copy}") for name in columns["id"].to_pylist()])
+    # the copies one after another are in the order of their ids, as all tables of ours are
+    columns["id"] = pa.array([f"{copy:08x}{sha256_text(f'{name}/{copy}')[8:]}" for name in columns["id"].to_pylist()])
     for name in ("example_id", "user_id"):
         columns[name] = pa.array([f"{value}#{copy}" for value in columns[name].to_pylist()])
-    return pa.table(columns)
+    return pa.table(columns).sort_by("id")
 
 
 if __name__ == "__main__":
