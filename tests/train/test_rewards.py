@@ -104,6 +104,8 @@ CHEATS = {
     "the profile copied": "<think>\n"
     f"<examine_examples>[P1] {ITEMS[0].text} [P2] {ITEMS[1].text}</examine_examples>\n"
     f"<infer_preference>{ITEMS[0].text} warm</infer_preference>\n</think>\nwarm",
+    "the profile copied once": f"<think>\n<examine_examples>[P1] {ITEMS[0].text}</examine_examples>\n"
+    f"<infer_preference>[P2] {ITEMS[1].text}</infer_preference>\n</think>\nwarm",
     "the prompt copied": f"<think>\n<examine_examples>{PROMPT}</examine_examples>\n"
     f"<infer_preference>{PROMPT}</infer_preference>\n</think>\nwarm",
     "the answer only inside the think block": f"<think>\n{STEPS}<draft_answer>warm</draft_answer>\n</think>\n",
