@@ -118,7 +118,7 @@ def test_few_steps_are_said_to_show_mechanics_and_many_are_not(runs, tmp_path):
     assert (guided["remarks"], exploratory["remarks"]) == (None, words)
     assert f"exploratory: {words}." in plot(runs, "training-held-out-1").caption
     ((heading, score, facts),) = report_training.verdicts(runs)
-    assert (heading, score) == ("RL: guided → exploratory", "held-out answers 0.500 → 0.530")
+    assert (heading, score) == ("RL: guided → exploratory", "0.500 → 0.530 held out")
     assert facts[0].startswith("guided: 40 steps, 640 completions, 1.5 minutes; change +0.400 [+0.350, +0.450] on 64")
     assert facts[-1] == f"exploratory: {words}."
     ends = {19: [words.replace("3", "19", 1)], 20: [], 1: [words.replace("3 steps", "1 step")]}
@@ -263,7 +263,7 @@ def test_page_markdown_and_files_show_training(chain, tmp_path):
     output = tmp_path / "report.html"
     done = CliRunner().invoke(cli.app, ["report", str(run), "--output", str(output), *options])
     assert done.exit_code == 0, done.output
-    assert "RL: guided → exploratory: held-out answers 0.500 → 0.530" in done.output
+    assert "RL: guided → exploratory: 0.500 → 0.530 held out" in done.output
     page, text = output.read_text(), output.with_suffix(".md").read_text()
     for written in (page, text):
         assert "3 steps: shows the mechanics, not learning" in written

@@ -104,7 +104,8 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
     names = list(dict.fromkeys(line.name for line in every if line.kind != "level"))
     colours = {name: PALETTE[place % (len(PALETTE) - 1)] for place, name in enumerate(names)}
     levels = list(dict.fromkeys(line.name for line in every if line.kind == "level"))
-    figure = Figure(figsize=(3.4 * columns + 0.6, 3.0 * rows + 0.6), layout="constrained")
+    width = max(5.4, 3.4 * columns + 0.6)  # one panel alone would have giant letters on the page
+    figure = Figure(figsize=(width, 3.0 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)

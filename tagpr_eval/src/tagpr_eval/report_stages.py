@@ -10,7 +10,7 @@ together.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
     metric, second = group.metrics
     grid = group.grid(metric, "parsed")
     columns = (
-        *CELL_COLUMNS[1:],
+        *_cell_columns(cells),
         *(
             Column(name, f"{name} {'↑' if stats.METRICS[name].is_higher_better else '↓'}", "estimate")
             for name in group.metrics
@@ -218,14 +218,29 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
         for place, cell, valid_share, grounded_share in zip(stages.places, cells, valid, grounded, strict=True)
     ]  # fmt: skip
     missing = f" Not in this setting: {', '.join(stages.left_out)}." if stages.left_out else ""
-    note = f"{group.source}; parsed answers, paired on common examples, {len(differences)} differences.{missing}"
+    note = f"{group.source}; {_setting(cells)}; paired on common examples, {len(differences)} differences.{missing}"
     return Table(f"stages-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+
+
+def _cell_columns(cells: Sequence[Cell]) -> list[Column]:
+    """What says which cell a row is about; what is the same in all rows stands in the note."""
+    columns = {column.name: column for column in CELL_COLUMNS[1:]}
+    for name in ("retriever", "k", "protocol"):
+        if len({getattr(cell, name) for cell in cells}) == 1:
+            columns[name] = replace(columns[name], is_printed=False)
+    return list(columns.values())
+
+
+def _setting(cells: Sequence[Cell]) -> str:
+    settings = dict.fromkeys(f"{cell.retriever}, k = {cell.k}, {cell.protocol}" for cell in cells)
+    return f"{' or '.join(settings)}; parsed answers"
 
 
 def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improvement]]) -> Table:
     """Give each model's average over the tasks it and base ran."""
+    cells = [stages.cell(place) for stages in found for place in stages.places]
     columns = (
-        *CELL_COLUMNS[1:],
+        *_cell_columns(cells),
         Column("relative", "Average relative improvement, %", "difference", 1),
         Column("tasks", "Tasks", "count"),
         Column("names", "Which"),
@@ -246,8 +261,9 @@ def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improve
         names = ", ".join(stages.group.task.name for stages, *_ in parts)
         rows.append(Row((*joined, average, len(parts), names, n)))
     note = (
-        f"{sources([stages.group for stages in found])} Mean over tasks of the relative improvement over the first "
-        "model. A dash: the first model scores 0 somewhere, so there is no ratio; ∞: it does in resamples at that end."
+        f"{sources([stages.group for stages in found])} {_setting(cells)}. Mean over tasks of the relative improvement "
+        "over the first model. A dash: the first model scores 0 somewhere, so there is no ratio; ∞: it does in "
+        "resamples at that end."
     )
     return Table("stages-average", "Average over tasks", columns, tuple(rows), note)
 

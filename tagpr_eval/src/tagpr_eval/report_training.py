@@ -56,7 +56,7 @@ def verdicts(runs: Sequence[TrainingRun]) -> Iterator[tuple[str, str, tuple[str,
     """Give heading, score and facts of each chain of RL stages, a sentence a fact."""
     for chain in rl_chains(runs):
         results = [run.results for run in chain if isinstance(run.results, RlResults)]
-        score = f"held-out answers {results[0].held_out_answer_first:.3f} → {results[-1].held_out_answer:.3f}"
+        score = f"{results[0].held_out_answer_first:.3f} → {results[-1].held_out_answer:.3f} held out"
         facts: list[str] = []
         for run, found in zip(chain, results, strict=True):
             change = show(_change(found), Column("", "", "difference"))
