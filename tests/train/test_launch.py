@@ -101,7 +101,11 @@ def _rl(**trainer: Any) -> Any:
          "vllm_importance_sampling_correction": True},
     ],
 )  # fmt: skip
-def test_vllm_beside_the_training_and_on_a_server_are_options_of_trl(trainer: dict[str, Any]) -> None:
+def test_vllm_beside_the_training_and_on_a_server_are_options_of_trl(
+    trainer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where vLLM is installed; without it the stage refuses."""
+    monkeypatch.setattr(rl, "is_vllm_available", lambda: True)
     arguments = _rl(**trainer)
     assert {name: getattr(arguments, name) for name in trainer} == trainer
 

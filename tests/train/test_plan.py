@@ -247,9 +247,9 @@ def test_a_recipe_is_planned_before_any_of_its_models_is_there(
     rows = [line.split() for line in done.output.splitlines()[:5]]
     assert [row[0] for row in rows] == ["stage", "sft", "prmu", "guided", "all"]
     assert float(rows[-1][1]) == pytest.approx(sum(float(row[-2]) for row in rows[1:4]), rel=0.02)
-    assert "reward" in done.output and not (tmp_path / "runs").exists()
+    assert not (tmp_path / "runs").exists()
     sft_row, _, guided = plan.plan(plan.stages(path), Machine())
-    assert guided.prediction.work.drawing is not None
+    assert guided.prediction.memory["reward model"] > 0 and guided.prediction.work.drawing is not None
     per_example = sum(one.labels for one in sft_row.prediction.work.batches) / sft_row.prediction.work.examples
     assert guided.prediction.work.drawing.completion == pytest.approx(per_example), "as long as SFT teaches them"
 

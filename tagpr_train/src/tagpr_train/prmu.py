@@ -307,6 +307,12 @@ class PRMU(PreTrainedModel):
         front, back = self._fitted(self._prompt_tokens(prompt), completion)
         return [*front, *back]
 
+    def is_cut(self, prompt: Prompt, completion: str) -> bool:
+        """Tell whether `encode` drops tokens: of the prompt's front, or of a completion longer than `max_tokens`."""
+        front = self._prompt_tokens(prompt)
+        fitted, back = self._fitted(front, completion)
+        return len(fitted) < len(front) or len(back) == self.config.max_tokens
+
     def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         assert self.tokenizer is not None, "a PRMU made by from_backbone or from_pretrained has a tokenizer"
         return list(self.tokenizer(_front(self.tokenizer, prompt), add_special_tokens=False)["input_ids"])

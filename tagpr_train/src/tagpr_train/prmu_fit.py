@@ -64,6 +64,8 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         batches = encode(model, folder, [*pairs, *held_out])
         model.standardise_profiles(batches.profiles[: batches.distinct(len(pairs))])
         with_adapter(model, config)
+        if cut := sum(batches.cut[: len(pairs)]):
+            logger.warning("train: %d of %d pairs: prompts_cut", cut, len(pairs))
         trainer = PrmuTrainer(config, arguments, model, batches, len(pairs), report)
         with stopping_on_signals(trainer):
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
@@ -73,6 +75,7 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         totals = trainer.results() | {
             "validation_loss": validation_loss,
             "training_pairs": len(pairs),
+            "counts": {"prompts_cut": cut},
             "licence": folder.manifest.licence,
         }
         return ranks.first_does(lambda: _finish(config, manifest, model, folder, pairs, totals))
@@ -159,6 +162,8 @@ class Batches:
     """`id`, `chosen_ids`, `rejected_ids`, `user_index`, `profile_row`, `margin`; in the order of the pairs."""
     profiles: Tensor
     """Distinct dated profiles (N, F), in the order in which the pairs meet them."""
+    cut: list[bool]
+    """Whether a pair did not fit, so that its prompt lost its front."""
 
     def distinct(self, count: int) -> int:
         """Give how many profiles the first `count` pairs point to."""
@@ -174,6 +179,7 @@ def encode(model: PRMU, folder: PairFolder, pairs: Sequence[PreferencePair]) -> 
     places: dict[tuple[str, int], int] = {}
     profiles: list[Tensor] = []
     rows: list[dict[str, Any]] = []
+    cut: list[bool] = []
     for pair in pairs:
         if pair.profile_id not in prefixes:
             items = folder.profile(pair.profile_id, longest[pair.profile_id])
@@ -192,7 +198,9 @@ def encode(model: PRMU, folder: PairFolder, pairs: Sequence[PreferencePair]) -> 
                 "margin": pair.margin,
             }
         )
-    return Batches(rows, torch.stack(profiles))
+        full = [name for name in ("chosen", "rejected") if len(rows[-1][f"{name}_ids"]) == model.config.max_tokens]
+        cut.append(any(model.is_cut(pair.prompt, getattr(pair, name)) for name in full))
+    return Batches(rows, torch.stack(profiles), cut)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from datasets import Dataset as Rows
 from transformers import TrainerCallback, set_seed
+from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
@@ -132,6 +133,8 @@ def trainer_arguments(config: Rl) -> Any:
         "log_completions": False,
     }
     arguments = loop.trainer_arguments(GRPOConfig, settings, RL_DEFAULTS["per_device_train_batch_size"], fixed)
+    if arguments.use_vllm and not is_vllm_available():
+        raise InputError("trainer.use_vllm needs vLLM, on Linux with a GPU: pip install 'tagpr-train[vllm]'; or false")
     local = arguments.per_device_train_batch_size * arguments.steps_per_generation
     if local % arguments.num_generations:
         raise InputError(

@@ -31,6 +31,9 @@ PACKAGES = ("tagpr-data", "tagpr-train", "torch", "transformers", "trl", "peft",
 """Whose versions a manifest lists."""
 
 
+_TORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed")  # it swallows the system's reason
+
+
 @contextmanager
 def held(folder: Path) -> Generator[None, None, None]:
     """Hold a run's folder: one lock for all ranks; clears what an earlier process left half-written."""
@@ -50,8 +53,8 @@ def held(folder: Path) -> Generator[None, None, None]:
 def open_run(
     folder: Path, kind: Literal["sft", "prmu", "rl"], config: Config, data: Mapping[str, str], seed: int, resume: bool
 ) -> RunManifest:
-    """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there. A run that
-    ended before its first step (something it needs was refused) is no run, and a new one takes its place.
+    """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there. A run
+    that ended before its first step (something it needs was refused) is no run, and a new one takes its place.
 
     InputError when the folder holds an unfinished run and `resume` is off, or a run of other settings or data.
     """
@@ -119,8 +122,14 @@ def atomic_folder(folder: Path, *, shared: bool = False) -> Generator[Path, None
         if shared:
             ranks.wait()
     except Exception as error:  # torch and safetensors report a full disk as errors of their own
-        if "No space left" in str(error) and not isinstance(error, OSError):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        if not isinstance(error, OSError):
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                if os.strerror(number) in str(error):
+                    raise OSError(number, os.strerror(number), str(folder)) from error
+            if any(words in f"{error} {error.__context__}" for words in _TORCH_CANNOT_WRITE):
+                raise OSError(
+                    errno.ENOSPC, "a file could not be written whole; is the disk full?", str(folder)
+                ) from error
         raise
     finally:
         if leads:
