@@ -146,6 +146,7 @@ def test_stages_are_joined_on_one_axis_in_the_order_they_were_trained(runs):
         [40, pytest.approx(0.95)],
     ]
     rewards = plot(runs, "training-rewards-1").draw()
+    assert {axes.get_xlim()[1] for axes in rewards.axes if axes.get_visible()} == {43 * 1.03}
     strong = [line for line in panel(rewards, "tags").lines if line.get_alpha() is None and line.get_linestyle() == "-"]
     assert [list(line.get_xdata())[-1] for line in strong[:2]] == [40, 43]
 

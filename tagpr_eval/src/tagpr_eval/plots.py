@@ -158,7 +158,7 @@ def forest(rows: Sequence[tuple[str, Difference]], x_label: str) -> "Figure":
 
 def tracks(panels: Mapping[str, Sequence[Track]], x_label: str, ends: Sequence[tuple[float, str]] = ()) -> "Figure":
     """Give small multiples over steps, one a panel, each with its own scale. `ends`: the last step of each stage and
-    its name; more than one are told apart by upright lines.
+    its name; all panels reach to the last, and more than one are told apart by upright lines.
 
     More than `MANY` points are shown faintly, and their mean over a moving window strongly."""
     from matplotlib.figure import Figure
@@ -181,6 +181,8 @@ def tracks(panels: Mapping[str, Sequence[Track]], x_label: str, ends: Sequence[t
         for line in lines:
             colour = PALETTE[-1] if line.kind == "level" else PALETTE[names.index(line.name) % (len(PALETTE) - 1)]
             shown.setdefault(line.name, _track(axes, line, colour))
+        if ends:
+            axes.set_xlim(-0.03 * ends[-1][0], 1.03 * ends[-1][0])
         _stages(axes, ends)
     figure.legend(shown.values(), map(_cut, shown), loc="outside lower center", ncols=min(len(shown), 2 * columns))
     return figure
