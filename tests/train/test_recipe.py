@@ -51,7 +51,7 @@ def test_each_stage_starts_from_what_the_one_before_left(written: Callable[..., 
     assert isinstance(sft.settings, Sft) and sft.settings.corpus == tmp_path / "corpus"
     assert isinstance(guided.settings, Rl) and isinstance(exploratory.settings, Rl)
     assert guided.settings.model == str(tmp_path / "runs/sft/model") == str(sft.product)
-    assert guided.settings.prmu == tmp_path / "runs/prmu/prmu" == prmu.product
+    assert guided.settings.prmu == str(tmp_path / "runs/prmu/prmu") == str(prmu.product)
     assert exploratory.settings.model == str(tmp_path / "runs/guided/model")
     assert exploratory.settings.stage == "exploratory"
 

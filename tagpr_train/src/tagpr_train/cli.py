@@ -163,6 +163,38 @@ def score(
     typer.echo(f"{output}: {count} completions")
 
 
+@app.command("serve-prmu")
+def serve_prmu_command(
+    model: Annotated[str, typer.Argument(metavar="PRMU", help="PRMU: a folder or OWNER/NAME[@REVISION] of the Hub.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no authentication.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8700,
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions scored in one pass.")] = 32,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Completions that may wait; beyond it 503.")] = 4096,
+    max_completions: Annotated[int, typer.Option(min=1, help="Completions in one request; beyond it 422.")] = 1024,
+    max_bytes: Annotated[int, typer.Option(min=1024, help="Bytes of one request; beyond it 413.")] = 16 << 20,
+    drain_seconds: Annotated[int, typer.Option(min=1, help="How long taken work may last after SIGTERM.")] = 60,
+) -> None:
+    """Serve a PRMU over HTTP, for RL on several nodes: set `prmu = "http://HOST:PORT"` there. Needs the extra `server`.
+
+    Example: tagpr-train serve-prmu runs/personas/prmu/prmu --host 0.0.0.0 --port 8700
+    """
+    from tagpr_data.errors import InputError
+
+    if max_completions > max_waiting:
+        raise InputError(f"--max-completions {max_completions} is more than --max-waiting {max_waiting}")
+    _be_quiet()
+    from tagpr_train.prmu_server import Limits, serve
+
+    limits = Limits(
+        batch_size=batch_size,
+        max_waiting=max_waiting,
+        max_completions=max_completions,
+        max_bytes=max_bytes,
+        drain_seconds=drain_seconds,
+    )
+    serve(model, host, port, limits)
+
+
 @app.command()
 def rl(
     config: Annotated[Path, typer.Argument(help="TOML file; shipped ones: tagpr_train/configs/.")],

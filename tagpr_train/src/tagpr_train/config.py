@@ -7,7 +7,7 @@ there. The few options that would contradict ours are refused by name.
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tagpr_data.config import Config
 from tagpr_data.prompts import PromptOptions, Style
@@ -260,8 +260,9 @@ class Rl(Config):
 
     rewards: RewardWeights = RewardWeights()
     """Weights of the reward's components."""
-    prmu: Path | None = None
-    """Folder of the PRMU; needed where `rewards.personal` counts."""
+    prmu: str | None = None
+    """The PRMU: a folder, OWNER/NAME[@REVISION] of the Hub, or the http(s) address of `tagpr-train serve-prmu`; needed
+    where `rewards.personal` counts."""
     ignore_gate: bool = False
     """Start although the PRMU did not pass its gate (swapped users, length-only and prompt-only baselines)."""
     overlong_tokens: int = Field(default=0, ge=0)
@@ -309,6 +310,11 @@ class Rl(Config):
             return self.rewards
         return self.rewards.model_copy(update={"tags": 0.0, "personal": 0.0})
 
+    @field_validator("prmu", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
     @model_validator(mode="after")
     def _no_contradiction(self) -> "Rl":
         for name, instead in RL_OWN_OPTIONS.items():
@@ -316,7 +322,9 @@ class Rl(Config):
                 raise ValueError(f"trainer.{name} is not set here: {instead}")
         _refuse_own_options(self.trainer, self.max_minutes)
         if self.weights.personal > 0 and self.prmu is None:
-            raise ValueError("rewards.personal > 0 needs `prmu`, the folder of a PRMU; or set rewards.personal = 0")
+            raise ValueError(
+                "rewards.personal > 0 needs `prmu`, the folder or address of a PRMU; or set rewards.personal = 0"
+            )
         if self.split == self.eval_split:
             raise ValueError(f"eval_split is {self.eval_split!r}, as split is: what is learned on is not held out")
         if not any((self.weights.answer, self.weights.tags, self.weights.personal)):

@@ -391,7 +391,11 @@ def _scorer(settings: Settings, products: Mapping[str, Settings]) -> Shape | Non
     if str(settings.prmu) in products:
         earlier = products[str(settings.prmu)]
         return shape_of_model(earlier.model, earlier.revision, products)[0]
-    return shape_of(_read(settings.prmu / "config.json"))
+    if settings.prmu.startswith(("http://", "https://")):  # it is another machine's
+        return None
+    name, _, revision = settings.prmu.partition("@")
+    folder = Path(settings.prmu)
+    return shape_of(_read((folder if folder.is_dir() else _from_hub(name, revision or None)) / "config.json"))
 
 
 def _size(settings: Settings) -> int:

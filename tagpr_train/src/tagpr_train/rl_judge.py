@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagpr_data import tags
+from tagpr_data.data_source import fetch
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import Rollout
 from tagpr_data.tags import TagSet
@@ -23,6 +24,7 @@ from tagpr_train.rl_prompts import Question
 
 if TYPE_CHECKING:
     from tagpr_train.prmu import PRMU
+    from tagpr_train.prmu_client import RemotePRMU
 
 COMPONENTS = ("answer", "tags", "personal", "overlong")
 GATE_FILE = "prmu_eval.json"
@@ -59,7 +61,7 @@ class Judged:
 class Judge:
     """Rewards completions; holds the PRMU and the vectors of users it has met."""
 
-    def __init__(self, config: Rl, tagset: TagSet, max_tokens: int, prmu: "PRMU | None" = None) -> None:
+    def __init__(self, config: Rl, tagset: TagSet, max_tokens: int, prmu: "PRMU | RemotePRMU | None" = None) -> None:
         self._tagset = tagset
         self._max_tokens = max_tokens
         self._soft_zone = config.overlong_tokens
@@ -161,31 +163,47 @@ class Judge:
         return self._prmu.standardised(scores)
 
 
-def load_prmu(config: Rl) -> "PRMU | None":
-    """Load the PRMU where its component counts, after its gate. CheckFailed with the figures when it did not pass."""
+def load_prmu(config: Rl) -> "PRMU | RemotePRMU | None":
+    """Load the PRMU, or connect to it, where its component counts, after its gate. CheckFailed with the figures when it
+    did not pass."""
     if config.weights.personal == 0:
         return None
     assert config.prmu is not None, "the settings see to it"
-    if not config.ignore_gate:
-        check_gate(config.prmu)
+    if config.prmu.startswith(("http://", "https://")):
+        from tagpr_train.prmu_client import RemotePRMU
+
+        remote = RemotePRMU(config.prmu)
+        if not config.ignore_gate:
+            check_gate(config.prmu, remote.about.get("evaluation"), f"what {config.prmu} says of it")
+        return remote
     from tagpr_train.prmu import PRMU
 
-    return PRMU.from_pretrained(config.prmu)
+    folder = Path(config.prmu) if Path(config.prmu).is_dir() else fetch("PRMU", config.prmu, "model")
+    if not config.ignore_gate:
+        path = next((place / GATE_FILE for place in (folder, folder.parent) if (place / GATE_FILE).is_file()), None)
+        check_gate(config.prmu, None if path is None else _read(path), str(path))
+    return PRMU.from_pretrained(folder)
 
 
-def check_gate(folder: Path) -> None:
-    """Refuse a PRMU that does not tell users apart: its evaluation stands in the folder or in that of its run."""
-    path = next((place / GATE_FILE for place in (folder, folder.parent) if (place / GATE_FILE).is_file()), None)
-    if path is None:
-        raise InputError(f"{folder} has no {GATE_FILE}: run tagpr-train prmu-eval on it, or set ignore_gate = true")
+def check_gate(name: str, evaluation: Any, source: str) -> None:
+    """Refuse a PRMU that does not tell users apart, by its evaluation from `source`; InputError without one."""
+    if evaluation is None:
+        raise InputError(f"{name} has no {GATE_FILE}: run tagpr-train prmu-eval on it, or set ignore_gate = true")
     from tagpr_train import prmu_eval
 
     try:
-        verdict = prmu_eval.gate(json.loads(path.read_text(encoding="utf-8")))
+        verdict = prmu_eval.gate(evaluation)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is not the evaluation of a PRMU; make it again (tagpr-train prmu-eval)") from None
+        raise InputError(f"{source} is not the evaluation of a PRMU; make it again (tagpr-train prmu-eval)") from None
     if not verdict.passed:
         raise CheckFailed(
-            f"the PRMU in {folder} did not pass its gate, so its reward may not be about the user: "
+            f"the PRMU in {name} did not pass its gate, so its reward may not be about the user: "
             f"{'; '.join(verdict.reasons)}. Train it longer, or set ignore_gate = true"
         )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}  # which is the evaluation of nothing
