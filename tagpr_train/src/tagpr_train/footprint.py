@@ -31,7 +31,7 @@ Settings = Sft | Prmu | Rl
 
 GIB = 2**30
 
-_PROCESS_BYTES = {"cpu": int(0.72 * GIB), "cuda": 0}  # Python with torch, transformers, trl; measured, see README
+_PROCESS_BYTES = {"cpu": int(0.72 * GIB), "cuda": 0}  # an estimate for Python with torch, transformers, trl
 _LOGIT_ROWS = 512  # label_loss.CHUNK, which needs torch
 _DRAWN_ROWS = 128  # rl_generate.ROWS
 _PROFILE_FEATURES = 1024  # of the hashed profile encoder
