@@ -82,6 +82,7 @@ class ScoreGroup(BaseModel):
     def _someone(self) -> Self:
         if self.user is None and self.items is None:
             raise ValueError("`user` or `items` must say who is asked for ([] is nobody known)")
+        json.dumps(self.model_dump(), ensure_ascii=False, default=str).encode()  # half a character is a ValueError
         return self
 
 
