@@ -77,10 +77,10 @@ def plan(
     made: list[Planned] = []
     for stage in found:
         settings, speed, probed = stage.settings, flop_per_second, None
-        if isinstance(settings, Sft):
-            _, folder = footprint.shape_of_model(settings.model, settings.revision, products)
-            written = workload.mean_completion(settings, folder)
         one = predict(settings, machine, products, written if isinstance(settings, Rl) else None)
+        if isinstance(settings, Sft) and one.work.data_tokens:
+            batches = one.work.batches
+            written = sum(batch.labels for batch in batches) / sum(batch.rows for batch in batches)
         if probing:
             speed, probed = probe(_startable(settings, products))
         made.append(Planned(stage, one, hours(settings, one, machine, tokens_per_second, speed), probed))

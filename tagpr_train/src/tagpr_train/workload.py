@@ -217,15 +217,6 @@ def of_rl(
     )
 
 
-def mean_completion(config: Sft, model: Path | None) -> float | None:
-    """Give the mean tokens of what an SFT stage teaches to write; None without the corpus."""
-    found = _stored(lambda: data_source.find_corpus(config.corpus, offline=True), [])
-    if found is None:
-        return None
-    work = of_sft(config, model, 1 << 20)
-    return sum(batch.labels for batch in work.batches) / max(1, sum(batch.rows for batch in work.batches))
-
-
 def _run_through(
     config: Sft | Prmu,
     lengths: list[int],
