@@ -129,7 +129,7 @@ def _side(options: argparse.Namespace) -> dict[str, Any]:
         trainer: Any = rl.RlTrainer(config, arguments, network, tokenizer, rows, held_out, judge)
     else:
         from datasets import Dataset as Rows
-        from trl import GRPOTrainer
+        from trl.trainer.grpo_trainer import GRPOTrainer
 
         by_text = {row.messages[-1].content: row for row in rows}
 

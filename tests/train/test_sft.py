@@ -291,7 +291,7 @@ def test_full_disk_leaves_nothing_under_a_final_name(
         ('corpus = "c"\n', "output: Field required"),
         ('corpus = "c"\noutput = "o"\nlr = 1\n', "lr: Extra inputs are not permitted"),
         ('corpus = "c"\noutput = "o"\n[lora]\nrank = 8\n', "lora.rank: Extra inputs are not permitted"),
-        ('corpus = "c"\noutput = "o"\ntarget = "both"\n', "target: Input should be 'trace' or 'answer'"),
+        ('corpus = "c"\noutput = "o"\ntarget = "both"\n', "target: Input should be 'trace', 'chain' or 'answer'"),
         ('corpus = "c"\noutput = "o"\nmax_minutes = 0\n', "max_minutes: Input should be greater than 0"),
         ('corpus = "c"\noutput = "o"\n[trainer]\nbf16 = true\n', "trainer.bf16 is not set here: `dtype`"),
         (

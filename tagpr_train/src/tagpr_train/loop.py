@@ -144,13 +144,14 @@ class Durable(Trainer):
 
     def train(self, resume_from_checkpoint: Path | None = None, **kwargs: Any) -> Any:
         """Train to the end, or until a signal comes; from a checkpoint's step, clock and random state if given."""
-        step = 0
+        metrics = self.config.output / "metrics.jsonl"
+        step = -1 if metrics.exists() else 0  # killed before its first checkpoint: even the lines of step 0 come anew
         if resume_from_checkpoint is not None:
             step = int(resume_from_checkpoint.name.rpartition("-")[2])
             self.clock.load(resume_from_checkpoint)
             logger.info("resuming after step %d", step)
         if ranks.is_first():
-            self.metrics_file = runs.Metrics(self.config.output / "metrics.jsonl", after_step=step)
+            self.metrics_file = runs.Metrics(metrics, after_step=step)
         try:
             return super().train(
                 resume_from_checkpoint=str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs
