@@ -100,6 +100,17 @@ def test_a_card_is_stale_once_facts_results_or_weights_change(make_run: Callable
     assert model_card.stale(model_card.open_run(run)) == ["README.md: is missing"]
 
 
+@pytest.mark.parametrize(("name", "is_told"), [("someone/colours@v1", True), ("demo/corpus", False)])
+def test_only_data_with_a_revision_is_told_as_the_hubs(make_run: Callable[..., Path], name: str, is_told: bool) -> None:
+    run = make_run()
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["config"]["corpus"] = name  # a folder of that name may be where the run was, and not where we are
+    (run / "run.json").write_text(json.dumps(manifest))
+    text = model_card.write(run).read_text()
+    assert (f'datasets: ["{name.partition("@")[0]}"]' in text) == is_told
+    assert (f'corpus = "{name}"' in text) == is_told
+
+
 def test_a_title_cannot_break_out_of_the_card(make_run: Callable[..., Path]) -> None:
     run = make_run()
     (run / "card.toml").write_text('title = "a\\n---\\n<script>alert(1)</script>"\ncitation = "```\\nend"\n')

@@ -145,7 +145,7 @@ def public_config(trained: Trained) -> dict[str, Any]:
     the name others load them by, anything else that is an absolute path by its last part."""
     config = _without_places(trained.manifest.config)
     for key in ("corpus", "pairs", "dataset"):
-        if key in config and not _is_hub_name(str(trained.manifest.config[key])):
+        if key in config and not _is_hub_data(str(trained.manifest.config[key])):
             config[key] = ", ".join(trained.manifest.data)
     own = str(trained.manifest.config["model"])
     config["model"] = _public_name(own) or _folder_name(own)
@@ -192,7 +192,7 @@ def _header(trained: Trained) -> dict[str, Any]:
     facts, base = trained.facts, base_model(trained)
     licence = (facts.licence or "").strip().lower()
     hub_data = [str(trained.manifest.config.get(key, "")) for key in ("corpus", "pairs", "dataset")]
-    data_sets = [name.partition("@")[0] for name in hub_data if _is_hub_name(name)]
+    data_sets = [name.partition("@")[0] for name in hub_data if _is_hub_data(name)]
     libraries = {"model": "transformers", "adapter": "peft", "prmu": "tagpr-train"}
     stage_tag = {"sft": "sft", "prmu": "reward-model", "rl": "reinforcement-learning"}[trained.manifest.kind]
     return {
@@ -437,6 +437,11 @@ def _origin(name: str) -> str | None:
 
 def _is_hub_name(name: str) -> bool:
     return bool(re.fullmatch(rf"{_HUB_ID}(@[\w./-]+)?", name)) and not name.startswith(".") and not Path(name).exists()
+
+
+def _is_hub_data(name: str) -> bool:
+    """Only with its revision: without it, a relative folder that is not here now looks the same."""
+    return "@" in name and _is_hub_name(name)
 
 
 def _folder_name(name: str) -> str:
