@@ -406,6 +406,8 @@ def push_command(
     what would be sent.
 
     The same content pushed again is a no-op. The token comes from HF_TOKEN or `hf auth login`.
+
+    Example: tagpr-train push runs/personas/sft OWNER/NAME --push --tag v1.0.0
     """
     from tagpr_data import publish as hub
     from tagpr_train import publish
