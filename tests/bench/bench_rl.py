@@ -29,7 +29,7 @@ SPEED, MEMORY, REWARD_MS = 1.5, 2 / 3, 1.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="SmolLM2-135M instead of a small random model")
-    parser.add_argument("--steps", type=int, default=3, help="steps that count")
+    parser.add_argument("--steps", type=int, default=2, help="steps that count")
     parser.add_argument("--completion", type=int, default=64, help="tokens of each completion")
     parser.add_argument("--rewards", action="store_true", help="only the price of a reward")
     parser.add_argument("--side", choices=["trl", "ours"], help=argparse.SUPPRESS)
