@@ -34,7 +34,10 @@ RUNS = {
     "rl-tiny": (
         "rl",
         "personas-rl-guided-cpu.toml",
-        ["rewards.personal=0.0", "model=personas/tiny", "steps=6", "eval_examples=32", "eval_every_steps=6"],
+        [
+            "rewards.personal=0.0", "steps=4", "eval_examples=8", "eval_every_steps=4", "redraws=0",
+            "trainer.mask_truncated_completions=false",  # else an untrained model's completions are not computed at all
+        ],
     ),
 }  # fmt: skip
 
