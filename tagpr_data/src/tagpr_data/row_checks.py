@@ -3,7 +3,7 @@
 `RowFacts` is a function from Arrow batch to Arrow batch: it parses the text, hashes the prompt, looks items up, and
 gives one short row of facts for each row; `engine.map_batches` runs it on all cores or on a Ray cluster.
 great-expectations sees the facts only, 100,000 rows at once, so that neither time nor memory hang on the texts' length.
-Price: about 40 µs a row and core (26 of them the tag parser), half a second and four more for the library's start.
+Price: about 40 µs a row and core (23 of them the tag parser), half a second and four more for the library's start.
 """
 
 import os
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tagpr_data.dataset import Dataset
 from tagpr_data.engine import Engine, map_batches
 from tagpr_data.errors import InputError
+from tagpr_data.prompts import hash_of_turns
 from tagpr_data.records import ProfileItem, Step
-from tagpr_data.tables import canonical_json, sha256_text
 from tagpr_data.tags import TagSet, ground, parse
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class RowFacts:
         ]
         steps = [result.steps for result in parsed]
         prompts = _slices(batch["messages"], ("role", "content"))
-        hashes = [sha256_text(canonical_json([{"role": r, "content": c} for r, c in turns])) for turns in prompts]
+        hashes = [hash_of_turns(turns) for turns in prompts]
         answers = [result.answer for result in parsed]
         facts = {
             "id": batch["id"].cast(pa.string()),  # files may have large strings, all facts the same
