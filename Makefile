@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MEMBERS := $(wildcard tagpr_*/pyproject.toml)
 
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo test test-server check bench schemas clean
+.PHONY: help install install-dev demo demo-rl test test-server check bench schemas clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,30 +38,69 @@ install-dev: .venv/.installed-dev  ## The same with the developers' tools.
 # MODEL=name choose others. Interrupted, the same command goes on.
 SOURCE ?= xorg
 MODEL ?= smollm2-135m-instruct
+CHOICE_xorg := xorg-component
+CHOICE_personas := personas-choice
 SHORT := --item-words 22 --input-words 50 --max-samples 48
-demo: .venv/.installed  ## The whole loop on real data: data set, corpus, SFT, evaluation, report (under 20 minutes).
-	@echo "[1/7] data set: $(SOURCE)"
+demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, two RL stages, evaluation, report (under 25 minutes).
+	@echo "[1/8] data set: $(SOURCE)"
 	@$(BIN)/tagpr-data construct $(SOURCE) --output $(DEMO)/dataset
-	@echo "[2/7] corpus: the scripted teacher writes, selection keeps, validation checks"
+	@echo "[2/8] corpus: the scripted teacher writes, selection keeps, validation checks"
 	@$(BIN)/tagpr-data build tagpr_data/configs/$(SOURCE).toml --set dataset=$(DEMO)/dataset --set output=$(DEMO)/corpus
 	@$(BIN)/tagpr-data validate $(DEMO)/corpus --dataset $(DEMO)/dataset
-	@echo "[3/7] SFT: $(MODEL) learns to reason in tags, about four minutes"
-	@$(BIN)/tagpr-train sft tagpr_train/configs/xorg-sft-cpu.toml \
-		--set corpus=$(DEMO)/corpus --set output=$(DEMO)/sft --set model=$(MODEL) \
-		$$(test ! -e $(DEMO)/sft/run.json || echo --resume)
-	@echo "[4/7] evaluation: baselines without a model"
+	@echo "[3/8] preference pairs: whose answer is it?"
+	@test -e $(DEMO)/pairs || $(BIN)/tagpr-data pairs --dataset $(DEMO)/dataset --corpus $(DEMO)/corpus \
+		--task $(CHOICE_$(SOURCE)) --per-kind 2 --output $(DEMO)/pairs
+	@test -e $(DEMO)/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(DEMO)/corpus --layers 2 --width 64 \
+		--output $(DEMO)/prmu-base
+	@echo "[4/8] training: $(MODEL) by SFT, a PRMU, and a handful of RL steps in two stages; about nine minutes"
+	@$(BIN)/tagpr-train run tagpr_train/configs/xorg-recipe.toml --set output=$(DEMO) --set inputs.home=$(DEMO) \
+		--set inputs.model=$(MODEL) --set 'guided.tasks=["$(CHOICE_$(SOURCE))"]' \
+		--set 'exploratory.tasks=["$(CHOICE_$(SOURCE))"]'
+	@echo "[5/8] evaluation: baselines without a model"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-baselines $(SHORT) \
 		--model majority --model own-majority --model knn --model copy-last --model oracle
-	@echo "[5/7] evaluation: the base model, asked directly"
+	@echo "[6/8] evaluation: the base model, asked directly"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-base $(SHORT) \
 		--model base=hf:$$($(BIN)/tagpr-train base-model) --style direct --max-new-tokens 24 \
 		--retriever bm25 --retriever random --k 0 --k 4
-	@echo "[6/7] evaluation: the tuned model, reasoning in tags"
+	@echo "[7/8] evaluation: the trained models, reasoning in tags"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-sft $(SHORT) \
 		--model sft=hf:$(DEMO)/sft/model --style trace --max-new-tokens 160 \
 		--retriever bm25 --retriever random --retriever wrong-user --k 0 --k 4
-	@echo "[7/7] report"
-	@$(BIN)/tagpr-eval report $(DEMO)/eval-base $(DEMO)/eval-sft $(DEMO)/eval-baselines --output $(DEMO)/report.html
+	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-rl $(SHORT) \
+		--model guided=hf:$(DEMO)/guided/model --model exploratory=hf:$(DEMO)/exploratory/model \
+		--style trace --max-new-tokens 160 --task $(CHOICE_$(SOURCE)) --retriever bm25 --retriever wrong-user --k 4
+	@echo "[8/8] report"
+	@$(BIN)/tagpr-eval report $(DEMO)/eval-base $(DEMO)/eval-sft $(DEMO)/eval-rl $(DEMO)/eval-baselines \
+		--training $(DEMO)/sft --training $(DEMO)/prmu --training $(DEMO)/guided --training $(DEMO)/exploratory \
+		--output $(DEMO)/report.html
+
+# The same chain where RL visibly learns: a model of 1.1 M weights from scratch, synthetic users, no download.
+DEMO_RL ?= demo-rl
+demo-rl: .venv/.installed  ## SFT, PRMU and both RL stages of a small model from scratch, with curves (under 10 minutes).
+	@echo "[1/5] synthetic users, and a corpus by a teacher of mixed quality"
+	@$(BIN)/tagpr-data construct personas --output $(DEMO_RL)/dataset --users 1500 --events 12
+	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
+		--set dataset=$(DEMO_RL)/dataset --set output=$(DEMO_RL)/corpus
+	@echo "[2/5] preference pairs, and two models from scratch"
+	@test -e $(DEMO_RL)/pairs || $(BIN)/tagpr-data pairs --dataset $(DEMO_RL)/dataset --output $(DEMO_RL)/pairs \
+		--kinds user --task personas-choice --per-kind 2
+	@test -e $(DEMO_RL)/tiny || $(BIN)/tagpr-train tiny-model --corpus $(DEMO_RL)/corpus --output $(DEMO_RL)/tiny
+	@test -e $(DEMO_RL)/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(DEMO_RL)/corpus --layers 2 --width 64 \
+		--output $(DEMO_RL)/prmu-base
+	@echo "[3/5] training: SFT, PRMU, RL guided, RL exploratory"
+	@$(BIN)/tagpr-train run tagpr_train/configs/personas-recipe.toml --set output=$(DEMO_RL) --set inputs.home=$(DEMO_RL)
+	@echo "[4/5] evaluation on held-out users"
+	@$(BIN)/tagpr-eval run --dataset $(DEMO_RL)/dataset --output $(DEMO_RL)/eval --task personas-choice --max-samples 400 \
+		--model sft=hf:$(DEMO_RL)/sft/model --model guided=hf:$(DEMO_RL)/guided/model \
+		--model exploratory=hf:$(DEMO_RL)/exploratory/model --style trace --max-new-tokens 120 \
+		--retriever bm25 --retriever wrong-user --k 8
+	@$(BIN)/tagpr-eval run --dataset $(DEMO_RL)/dataset --output $(DEMO_RL)/eval-baselines --task personas-choice \
+		--max-samples 400 --model own-majority --model knn --model copy-last
+	@echo "[5/5] report"
+	@$(BIN)/tagpr-eval report $(DEMO_RL)/eval $(DEMO_RL)/eval-baselines --training $(DEMO_RL)/sft \
+		--training $(DEMO_RL)/prmu --training $(DEMO_RL)/guided --training $(DEMO_RL)/exploratory \
+		--output $(DEMO_RL)/report.html
 
 test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
 	$(BIN)/ruff format --check .
@@ -86,5 +125,5 @@ bench: .venv/.installed-dev  ## The speed claims of the README, each side by sid
 schemas: .venv/.installed  ## Write schemas/ anew after a record changed.
 	$(BIN)/tagpr-data schemas schemas
 
-clean:  ## Remove what `make demo` made; .venv stays.
-	rm -rf $(DEMO)
+clean:  ## Remove what `make demo` and `make demo-rl` made; .venv stays.
+	rm -rf $(DEMO) $(DEMO_RL)
