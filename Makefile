@@ -1,4 +1,4 @@
-# Two commands for everyone: `make demo`, `make test`. For developers: `make check`, `make bench`, `make schemas`.
+# For everyone: `make demo`, `make demo-rl`, `make test`. For developers: `make check`, `make bench`, `make schemas`.
 # Each one makes .venv by itself; PYTHON=python3.12 chooses another interpreter (3.11 or newer).
 
 PYTHON ?= python3
@@ -41,7 +41,7 @@ MODEL ?= smollm2-135m-instruct
 CHOICE_xorg := xorg-component
 CHOICE_personas := personas-choice
 SHORT := --item-words 22 --input-words 50 --max-samples 48
-demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, two RL stages, evaluation, report (under 25 minutes).
+demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, evaluation, report (about 25 minutes).
 	@echo "[1/8] data set: $(SOURCE)"
 	@$(BIN)/tagpr-data construct $(SOURCE) --output $(DEMO)/dataset
 	@echo "[2/8] corpus: the scripted teacher writes, selection keeps, validation checks"
@@ -77,7 +77,7 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, two R
 
 # The same chain where RL visibly learns: a model of 1.1 M weights from scratch, synthetic users, no download.
 DEMO_RL ?= demo-rl
-demo-rl: .venv/.installed  ## SFT, PRMU and both RL stages of a small model from scratch, with curves (under 10 minutes).
+demo-rl: .venv/.installed  ## The same training of a small model from scratch, where RL visibly learns (about 10 minutes).
 	@echo "[1/5] synthetic users, and a corpus by a teacher of mixed quality"
 	@$(BIN)/tagpr-data construct personas --output $(DEMO_RL)/dataset --users 1500 --events 12
 	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
