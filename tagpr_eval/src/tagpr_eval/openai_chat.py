@@ -68,5 +68,5 @@ class OpenAIModel:
             said = await server.ask(prompt.messages, self.sampling, prompt.seed, grammar)
             finished(index, Completion(said.text, said.finish_reason, said.input_tokens, said.output_tokens))
 
-        # twice as many as are on their way: the others have their request ready
-        await chat_server.work_through(wanted, answer, min(2 * self.options.at_once, len(wanted)), server)
+        # no request ahead of its turn: limits of tokens and cost count what was answered before they let the next go
+        await chat_server.work_through(wanted, answer, min(self.options.at_once, len(wanted)), server)
