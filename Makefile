@@ -41,7 +41,7 @@ MODEL ?= smollm2-135m-instruct
 CHOICE_xorg := xorg-component
 CHOICE_personas := personas-choice
 SHORT := --item-words 22 --input-words 50 --max-samples 48
-demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, evaluation, report (about 25 minutes).
+demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, evaluation, report.
 	@echo "[1/8] data set: $(SOURCE)"
 	@$(BIN)/tagpr-data construct $(SOURCE) --output $(DEMO)/dataset
 	@echo "[2/8] corpus: the scripted teacher writes, selection keeps, validation checks"
@@ -52,7 +52,7 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, e
 		--task $(CHOICE_$(SOURCE)) --per-kind 2 --output $(DEMO)/pairs
 	@test -e $(DEMO)/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(DEMO)/corpus --layers 2 --width 64 \
 		--output $(DEMO)/prmu-base
-	@echo "[4/8] training: $(MODEL) by SFT, a PRMU, and a handful of RL steps in two stages; about nine minutes"
+	@echo "[4/8] training: $(MODEL) by SFT, a PRMU, and a handful of RL steps in two stages"
 	@$(BIN)/tagpr-train run tagpr_train/configs/xorg-recipe.toml --set output=$(DEMO) --set inputs.home=$(DEMO) \
 		--set inputs.model=$(MODEL) --set 'guided.tasks=["$(CHOICE_$(SOURCE))"]' \
 		--set 'exploratory.tasks=["$(CHOICE_$(SOURCE))"]'
@@ -77,7 +77,7 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, e
 
 # The same chain where RL visibly learns: a model of 1.1 M weights from scratch, synthetic users, no download.
 DEMO_RL ?= demo-rl
-demo-rl: .venv/.installed  ## The same training of a small model from scratch, where RL visibly learns (about 10 minutes).
+demo-rl: .venv/.installed  ## The same training of a small model from scratch, where RL visibly learns (15 minutes on one core).
 	@echo "[1/5] synthetic users, and a corpus by a teacher of mixed quality"
 	@$(BIN)/tagpr-data construct personas --output $(DEMO_RL)/dataset --users 1500 --events 12
 	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
