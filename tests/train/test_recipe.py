@@ -209,8 +209,9 @@ def test_run_trains_all_stages_goes_on_and_ablate_shares_them(
 
     listed = runner.invoke(app, ["ablate", str(path), "--dry-run"], catch_exceptions=False)
     assert "one-stage/seed0/exploratory: rl, to run; one-stage-seed0" in listed.output
-    ablated = runner.invoke(app, ["ablate", str(path), "--no-evaluate"], catch_exceptions=False)
+    ablated = runner.invoke(app, ["ablate", str(path), "--no-evaluate", "--jobs", "2"], catch_exceptions=False)
     assert ablated.exit_code == 0, ablated.output
+    assert (tmp_path / "runs/exploratory/run.json").read_bytes() == before
     for product in ("one-stage/seed0/exploratory", "answer-only/seed0/sft", "no-tags/seed0/exploratory"):
         assert (tmp_path / "runs" / product / "model").is_dir()
     assert "one-stage-seed0=hf:" in (tmp_path / "runs/evaluation.toml").read_text()

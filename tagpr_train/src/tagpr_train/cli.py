@@ -266,6 +266,7 @@ def ablate(
     evaluate: Annotated[
         bool, typer.Option(help="Afterwards answer the recipe's evaluation grid and write the report (tagpr-eval).")
     ] = True,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side, each with its part of the cores.")] = 1,
 ) -> None:
     """Run a recipe and its variants, each with something taken away, and compare them. Shared stages run once.
 
@@ -281,8 +282,15 @@ def ablate(
         typer.echo(f"{stage.settings.output}: {stage.kind}, {'finished' if is_finished(stage) else 'to run'}; {users}")
     if dry_run:
         return
-    _be_quiet()
-    _run_stages(stages)
+    if jobs > 1:
+        from tagpr_train.side_by_side import run_side_by_side
+
+        if status := run_side_by_side(stages, loaded.output, jobs, lambda line: typer.echo(line, err=True)):
+            typer.echo("stopped; the same command goes on", err=True)
+            raise typer.Exit(status)
+    else:
+        _be_quiet()
+        _run_stages(stages)
     grid = write_grid(loaded, made)
     results = loaded.output / "evaluation"
     commands = [

@@ -228,7 +228,7 @@ def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
     others = {one.name: {"styles": [one.style]} for one in made if styles and one.style not in styles}
     if others:
         settings["per_model"] = others | settings.get("per_model", {})
-    write_text(path, "\n".join(_toml({**settings, "models": models})) + "\n")
+    write_text(path, "\n".join(toml_lines({**settings, "models": models})) + "\n")
     return path
 
 
@@ -269,14 +269,14 @@ def _stages(
     return made
 
 
-def _toml(values: Mapping[str, Any], section: str = "") -> list[str]:
+def toml_lines(values: Mapping[str, Any], section: str = "") -> list[str]:
     """Give the lines of a TOML file; JSON's texts, numbers and lists are TOML's too."""
     lines = [f"[{section}]"] if section else []
     lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for key, value in values.items():
         if isinstance(value, dict):
             inner: dict[str, Any] = value
-            lines += ["", *_toml(inner, f"{section}.{key}" if section else key)]
+            lines += ["", *toml_lines(inner, f"{section}.{key}" if section else key)]
     return lines
 
 
