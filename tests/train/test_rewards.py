@@ -132,6 +132,23 @@ CHEATS = {
     "an answer wrapped in words": HONEST[:-4] + "the answer is certainly warm",
     "an answer in a tag": HONEST[:-4] + "<draft_answer>warm</draft_answer>",
     "citations that do not exist": HONEST.replace("[P1]", "[P9]"),
+    "steps that say nothing": "<think>\n<examine_examples>[P1]</examine_examples>\n"
+    "<infer_preference>.</infer_preference>\n</think>\nwarm",
+    "every tag with one word": "<think>\n<examine_examples>[P1] ok</examine_examples>\n"
+    "<identify_patterns>[P1] [P2] seen</identify_patterns>\n"
+    + "".join(f"<{name}>point{number}</{name}>\n" for number, name in enumerate(TAGSET.names[2:]))
+    + "</think>\nwarm",
+    "the profile copied with every seventh word changed": "<think>\n"
+    "<examine_examples>[P1] red lamp in the hall by so the old oak door</examine_examples>\n"
+    "<infer_preference>[P2] blue lamp in the attic near so the north wall</infer_preference>\n</think>\nwarm",
+    "the profile copied with invisible characters": "<think>\n"
+    "<examine_examples>[P1] r\u200bed lamp i\u2060n the hall b\u00ady the old oa\u200bk door</examine_examples>\n"
+    "<infer_preference>[P2] was seen.</infer_preference>\n</think>\nwarm",
+    "the profile copied in look-alike letters": "<think>\n"
+    "<examine_examples>[P1] rеd lаmр in ｔｈｅ hаll bу thе оld ｏａｋ dооr</examine_examples>\n"
+    "<infer_preference>[P2] was seen.</infer_preference>\n</think>\nwarm",
+    "ten thousand pictures": HONEST.replace("files red", "files " + "☃ " * 10_000 + "red"),
+    "one endless word": HONEST.replace("files red", "files " + "a" * 100_000 + " red"),
     "a think block of another user's labels": HONEST.replace('[P1] is "warm" while [P2] is "cold"', '[P2] is "warm"'),
 }
 
@@ -158,6 +175,58 @@ def test_a_hedged_rating_scores_below_the_plain_one(answer: str) -> None:
     near = score(f"<think>\n{STEPS}</think>\n4", RATING, "5", personal=1.0)
     assert near.answer == pytest.approx(0.75)
     assert score(f"<think>\n{STEPS}</think>\n{answer}", RATING, "5", personal=1.0).total < near.total - 0.1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "red carpet " + "ковёр " * 10_000,
+        "red carpet" + "☃" * 40,
+        "red carpet" + " ." * 40,
+        "red carpet" + "\n" * 40 + "☃",
+        "red\u200b carpet",
+        "red\x07 carpet",
+    ],
+)
+def test_what_rouge_does_not_read_is_no_free_padding(answer: str) -> None:
+    plain = score(f"<think>\n{STEPS}</think>\nred carpet", TITLES, "red carpet", personal=1.0)
+    padded = score(f"<think>\n{STEPS}</think>\n{answer}", TITLES, "red carpet", personal=1.0)
+    assert padded.answer == plain.answer == 1.0, "the metric itself is the benchmark's"
+    assert padded.total < plain.total - 0.01
+
+
+@pytest.mark.parametrize("answer", ["５", "٥", "5." + "0" * 1000, "0" * 1000 + "5", "5e0", "0_5"])
+def test_a_rating_that_only_python_reads_scores_below_the_plain_one(answer: str) -> None:
+    plain = score(f"<think>\n{STEPS}</think>\n5", RATING, "5", personal=1.0)
+    assert score(f"<think>\n{STEPS}</think>\n{answer}", RATING, "5", personal=1.0).total < plain.total - 0.1
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "gold"),
+    [
+        (TITLES, "What's new (in C++): a carpet?", "A carpet"),
+        (TITLES, "ковёр для дома", "ковёр для лестницы"),
+        (TITLES, "dix/Xext: don't crash", "dix: fix"),
+        (RATING, "4.5", "5"),
+        (RATING, "4", "5"),
+        (TASK, "cold", "warm"),
+    ],
+)
+def test_an_answer_as_people_write_it_is_no_padding(task: Task, answer: str, gold: str) -> None:
+    reward = score(f"<think>\n{STEPS}</think>\n{answer}", task, gold)
+    assert reward.penalties["padding"] == 0.0
+    assert reward.tags == 1.0
+
+
+def test_thin_steps_and_altered_copies_by_hand() -> None:
+    """Two steps that need two words each, and one has one: a quarter is lacking. Of 11 words (p1 … so) 9 stand in the
+    prompt in runs of 4 or more, none in runs of 8: 7/11 beyond the half."""
+    trace = (
+        "<think>\n<examine_examples>[P1] {}</examine_examples>\n<infer_preference>{}</infer_preference>\n</think>\nwarm"
+    )
+    assert score(trace.format("seen", "likes red")).penalties["thin"] == pytest.approx(1 / 4)
+    copied = score(trace.format("red lamp in the room by the old oak", "so"))
+    assert copied.penalties["copying"] == pytest.approx(7 / 11)
 
 
 @pytest.mark.parametrize("name", ["no think block", "an unclosed think block", "two think blocks"])

@@ -7,15 +7,19 @@ weights, as far as is public: form, penalties and default weights are ours.
 
 The tags component is 0 when a hard rule of the grammar is broken, else 1 minus penalties, each in [0, 1] before its
 weight: repetition (words that repeat an earlier 4-gram of the trace; steps beyond the second of one tag), copying
-(words that stand in the prompt in runs of 8 or more), ungrounded (claims about cited items that do not hold), uncited
-(no item cited although there are some), length (words beyond the limit).
+(words that stand in the prompt in runs of 8 or more, or more than half of all in runs of 4), ungrounded (claims about
+cited items that do not hold), uncited (no item cited although there are some), thin (steps of fewer words than a
+sentence has), length (words beyond the limit), padding (what the metric of the answer does not read). Words are
+compared without the disguises of Unicode. A lie that cites nothing, and new words within the limit, cost nothing here.
 """
 
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import Field
 
@@ -25,7 +29,15 @@ from tagpr_data.records import ProfileItem, Task
 
 _REPEAT_WORDS = 4
 _COPY_WORDS = 8
+_ALTERED_COPY_WORDS = 4  # runs this long are honest up to half of a trace; a copy with every fifth word changed is not
+_LONG_WORD = 10  # characters a word; what has no words, as signs and pictures, is measured by it
 _WORD = re.compile(r"\w+")
+_CITATION = re.compile(r"\[P\d+\]")
+_INVISIBLE = re.compile("[" + "".join(f"\\U{low:08x}-\\U{high:08x}" for low, high in tags.INVISIBLE[1:]) + "]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_UNREAD = re.compile(r"[^a-zA-Z0-9 ]| (?= )")  # by ROUGE
+_PLAIN_RATING = re.compile(r"[+-]?\d{1,6}(\.\d{1,6})?", re.ASCII)
+_LOOK_ALIKES = str.maketrans("авеікмнорстухԁһјѕοαενρυχ", "abeikmhopctyxdhjsoaevpyx")
 
 
 class RewardWeights(Config):
@@ -45,10 +57,17 @@ class RewardWeights(Config):
     """Penalty on the share of checkable claims that do not hold."""
     uncited: float = Field(default=0.5, ge=0)
     """Penalty when no item is cited although the prompt has some."""
+    thin: float = Field(default=1.0, ge=0)
+    """Penalty on the share of words that steps lack of `min_step_words`."""
     length: float = Field(default=1.0, ge=0)
     """Penalty on words beyond `max_words`, full at twice as many."""
     max_words: int = Field(default=200, ge=1)
-    """Words a trace may have without penalty."""
+    """Words a trace may have without penalty; ten characters count as a word at least."""
+    min_step_words: int = Field(default=2, ge=0)
+    """Words beside citations that a step must have to say something."""
+    padding: float = Field(default=1.0, ge=0)
+    """Penalty on the share of the answer that its metric does not read: pictures and other scripts around a title,
+    a rating in other digits or with a thousand zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,8 @@ def composite(
     gate_open = is_gate_open(completion, parsed)
     answer = metrics.reward(task, parsed.answer, gold) if gate_open else 0.0
     penalties = {} if parsed.violations else tag_penalties(parsed, items, prompt, weights, query_date)
+    if penalties:
+        penalties["padding"] = _padded_share(task, parsed.answer, gold)
     tag = tags_component(parsed, penalties, weights)
     personal = None if personal_score is None else personal_component(personal_score)
     total = weights.answer * answer + weights.tags * tag + weights.personal * (personal or 0.0)
@@ -123,18 +144,21 @@ def tag_penalties(
     weights: RewardWeights,
     query_date: str | None = None,
 ) -> dict[str, float]:
-    """Give each penalty of a valid trace, in [0, 1] before its weight."""
+    """Give each penalty on the steps of a valid trace, in [0, 1] before its weight."""
     words = [word for step in parsed.steps for word in _words(step.text)]
     crowded = sum(max(0, count - 2) for count in Counter(step.tag for step in parsed.steps).values())
     repeated = max(_repeated_share(words), crowded / len(parsed.steps))
     claims = tags.ground(parsed.steps, items, query_date)
     false = sum(not claim.holds for claim in claims)
+    lacking = [max(0, weights.min_step_words - len(_WORD.findall(_CITATION.sub("", s.text)))) for s in parsed.steps]
+    size = max(len(words), sum(len(step.text) for step in parsed.steps) / _LONG_WORD)
     return {
         "repetition": repeated,
-        "copying": _copied_share(words, _words(prompt)),
+        "copying": _copied_share(words, prompt),
         "ungrounded": false / len(claims) if claims else 0.0,
         "uncited": float(bool(items) and not any(step.cites for step in parsed.steps)),
-        "length": min(1.0, max(0, len(words) - weights.max_words) / weights.max_words),
+        "thin": sum(lacking) / max(1, weights.min_step_words * len(parsed.steps)),
+        "length": min(1.0, max(0.0, size - weights.max_words) / weights.max_words),
     }
 
 
@@ -165,20 +189,53 @@ def zero_variance_share(rewards: Sequence[float], group_size: int) -> float:
 
 
 def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    """Give the words in lower case; look-alike letters, wide forms and invisible characters hide nothing."""
+    text = text.lower()
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_LOOK_ALIKES)
+    return _WORD.findall(text)
 
 
 def _repeated_share(words: Sequence[str]) -> float:
     """Share of 4-grams that occurred before."""
-    grams = [tuple(words[start : start + _REPEAT_WORDS]) for start in range(len(words) - _REPEAT_WORDS + 1)]
+    grams = _grams(words, _REPEAT_WORDS)
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _copied_share(words: Sequence[str], source: Sequence[str]) -> float:
-    """Share of words inside a run of 8 or more that stands in `source` too."""
-    known = {tuple(source[start : start + _COPY_WORDS]) for start in range(len(source) - _COPY_WORDS + 1)}
-    copied = [False] * len(words)
-    for start in range(len(words) - _COPY_WORDS + 1):
-        if tuple(words[start : start + _COPY_WORDS]) in known:
-            copied[start : start + _COPY_WORDS] = [True] * _COPY_WORDS
+def _copied_share(words: Sequence[str], prompt: str) -> float:
+    """Share of words inside a run of 8 or more that stands in the prompt too; or, where it is more, how far the share
+    in runs of 4 or more is beyond a half."""
+    altered = _share_in_runs(words, prompt, _ALTERED_COPY_WORDS)
+    return max(_share_in_runs(words, prompt, _COPY_WORDS), 2 * altered - 1) if altered else 0.0
+
+
+def _share_in_runs(words: Sequence[str], prompt: str, length: int) -> float:
+    known = _runs(prompt, length)
+    copied = bytearray(len(words))
+    for start, run in enumerate(_grams(words, length)):
+        if run in known:
+            copied[start : start + length] = b"\1" * length
     return sum(copied) / len(words) if words else 0.0
+
+
+@lru_cache(maxsize=32)  # a group's completions share their prompt
+def _runs(text: str, length: int) -> frozenset[tuple[str, ...]]:
+    return frozenset(_grams(_words(text), length))
+
+
+def _grams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[start:] for start in range(length)), strict=False))
+
+
+def _padded_share(task: Task, answer: str, gold: str) -> float:
+    """Share of the answer's characters that the task's metric passes over: of a text those that are no letters a-z,
+    digits or single blanks, beyond a third of the rest or what the gold has of them (an invisible one always counts);
+    a rating that is not written plainly is padding as a whole. A label is compared as it is, so nothing pads it."""
+    if task.kind == "rating":
+        return float(not _PLAIN_RATING.fullmatch(answer))
+    if task.kind == "classification" or not answer:
+        return 0.0
+    unread = len(_UNREAD.findall(answer))
+    allowed = max((len(answer) - unread) / 3, len(_UNREAD.findall(gold)))
+    hidden = len(_INVISIBLE.findall(answer)) + len(_CONTROL.findall(answer))
+    return min(1.0, (hidden + max(0.0, unread - allowed)) / len(answer))
