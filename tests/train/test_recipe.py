@@ -73,6 +73,16 @@ def test_another_seed_shares_nothing(written: Callable[..., Path]) -> None:
     assert not {stage.settings.output for stage in first} & {stage.settings.output for stage in second}
 
 
+def test_a_variant_shares_with_the_whole_recipe_of_its_own_seed(written: Callable[..., Path]) -> None:
+    text = '[[variants]]\nname = "no-tags"\nset = { "guided.rewards.tags" = 0.0 }\n'
+    made = planned(written(text, head="seeds = [0, 7]"))
+    for seed in (0, 7):
+        whole, changed = (
+            [stage.settings.output for stage in made[f"{name}-seed{seed}"]] for name in ("whole", "no-tags")
+        )
+        assert [one == other for one, other in zip(whole, changed, strict=True)] == [True, True, False, False]
+
+
 def test_a_dropped_stage_hands_on_what_it_would_have_started_from(written: Callable[..., Path]) -> None:
     text = '[[variants]]\nname = "no-sft"\ndrop = ["sft"]\n[[variants]]\nname = "one-stage"\ndrop = ["guided"]\n'
     no_sft, one_stage = (planned(written(text))[f"{name}-seed0"] for name in ("no-sft", "one-stage"))

@@ -14,9 +14,10 @@
     set = { "guided.rewards.personal" = 0.0 }
     [evaluation]                          # a grid of tagpr-eval; `models` are filled in
 
-Guarantee: planning is pure. A stage whose settings, with all it starts from, equal those of the whole recipe is the
-same run and lies in the same folder; every other one lies in OUTPUT/VARIANT/SEED. Finished stages are taken as they
-are, interrupted ones go on, a folder of other settings is refused. Price: stages run one after the other.
+Guarantee: planning is pure. A stage whose settings, with all it starts from, equal those of the whole recipe with the
+same seed is the same run and lies in the same folder; every other one lies in OUTPUT/VARIANT/SEED. Finished stages are
+taken as they are, interrupted ones go on, a folder of other settings is refused. Price: stages run one after the other;
+`side_by_side.py` runs several at once.
 """
 
 import json
@@ -175,11 +176,12 @@ def chain(
     `folder` is where the recipe lies. InputError names the stage whose settings are wrong.
     """
     seed = recipe.seeds[0] if seed is None else seed
-    whole = {stage.name: stage for stage in _stages(recipe, folder, overrides, None, recipe.seeds[0], {})}
-    if variant is None and seed == recipe.seeds[0]:
-        return Chain("whole", seed, tuple(whole.values()))
-    name = variant.name if variant else "whole"
-    return Chain(name, seed, tuple(_stages(recipe, folder, overrides, variant, seed, whole)))
+    whole = _stages(recipe, folder, overrides, None, recipe.seeds[0], None)
+    if seed != recipe.seeds[0]:
+        whole = [*whole, *_stages(recipe, folder, overrides, None, seed, whole)]
+    if variant is None:
+        return Chain("whole", seed, tuple(whole[-len(recipe.stages) :]))
+    return Chain(variant.name, seed, tuple(_stages(recipe, folder, overrides, variant, seed, whole)))
 
 
 def chains(recipe: Recipe, folder: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> list[Chain]:
@@ -238,16 +240,20 @@ def _stages(
     overrides: Sequence[str],
     variant: Variant | None,
     seed: int,
-    whole: Mapping[str, Stage],
+    whole: Sequence[Stage] | None,
 ) -> list[Stage]:
+    """Give the runs of one variant and seed. A run whose settings are those of one in `whole` is that run; None when
+    these are the runs of the whole recipe with its first seed."""
     places = {key: _filled(value, recipe.inputs) for key, value in recipe.inputs.items()}
     dropped = set(variant.drop) if variant else set[str]()
     changes = variant.set if variant else {}
     home = recipe.output / (variant.name if variant else "whole") / f"seed{seed}"
     made: list[Stage] = []
     for entry in recipe.stages:
-        own = {key.partition(".")[2]: value for key, value in changes.items() if key.partition(".")[0] == entry.name}
-        values = {key: _filled(value, places, entry.name) for key, value in {**entry.set, **own}.items()}
+        changed = {
+            key.partition(".")[2]: value for key, value in changes.items() if key.partition(".")[0] == entry.name
+        }
+        values = {key: _filled(value, places, entry.name) for key, value in {**entry.set, **changed}.items()}
         given = [one.partition(".")[2] for one in overrides if one.partition(".")[0].strip() == entry.name]
         lines = [f"{key}={json.dumps(value)}" for key, value in values.items()] + given
 
@@ -262,11 +268,17 @@ def _stages(
         if entry.name in dropped:
             places[entry.name] = stage.settings.model
             continue
-        if whole and whole[entry.name].settings != stage.settings:
-            stage = Stage(entry.name, entry.kind, settings(home / entry.name))
+        if whole is not None:
+            own = Stage(entry.name, entry.kind, settings(home / entry.name))
+            stage = next((one for one in whole if one.name == entry.name and _same(one, own)), own)
         made.append(stage)
         places[entry.name] = str(stage.product)
     return made
+
+
+def _same(one: Stage, other: Stage) -> bool:
+    """Whether two runs have the same settings but for where they lie."""
+    return one.settings == other.settings.model_copy(update={"output": one.settings.output})
 
 
 def toml_lines(values: Mapping[str, Any], section: str = "") -> list[str]:
