@@ -171,6 +171,10 @@ class Group:
 
     def share(self, cells: Sequence[Cell], parts: str, wholes: str | None = None) -> list[stats.Estimate]:
         """Give, for each cell, the sum of one column over the sum of another (None: over rows), with interval."""
+        return stats.Grid(stats.METRICS["accuracy"], self.share_rows(cells, parts, wholes), self.draws).estimates()
+
+    def share_rows(self, cells: Sequence[Cell], parts: str, wholes: str | None = None) -> list[stats.Observations]:
+        """Give, for each cell, the rows of such a share as features of a mean; rows without a value are left out."""
         import polars as pl
 
         found: list[stats.Observations] = []
@@ -179,8 +183,9 @@ class Group:
             whole = np.ones(frame.height) if wholes is None else frame[wholes].to_numpy().astype(float)
             features = np.column_stack([frame[parts].to_numpy().astype(float), whole])
             users = np.array([self.users[user] for user in frame["user_id"]], dtype=np.int64)
-            found.append(stats.Observations(np.arange(frame.height), users, features))
-        return stats.Grid(stats.METRICS["accuracy"], found, self.draws).estimates()
+            rows = [self.rows[key] for key in frame.select("example_id", "seed").iter_rows()]
+            found.append(stats.Observations(np.array(rows, dtype=np.int64), users, features))
+        return found
 
 
 def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]:

@@ -5,7 +5,7 @@ a base model is asked directly and a tuned one for a trace). The *relative impro
 kind of number that the paper's headline is (+32.65 % on average). How the paper computes it is not public: the formula
 is ours, the same for every task: (score − base) / base, for errors (base − score) / base, on the answers that both
 have; a task is the mean of its two metrics, the average the mean over tasks. Intervals resample users, for all tasks
-together.
+together. Rules that need no model stand below the models.
 """
 
 import math
@@ -26,7 +26,7 @@ INTRO = (
     "the task's two metrics; base is the first model. This formula is ours; how the paper computes its average is not "
     "public."
 )
-_COMPARED = ("previous", "base", "wrong_user")
+_COMPARED = ("previous", "base", "no_profile", "wrong_user")
 """What a cell is set against."""
 
 
@@ -40,6 +40,10 @@ class Stages:
     """Where they stand in `group.cells`, in the order given."""
     left_out: tuple[str, ...]
     """Models that did not run the setting."""
+    rules: tuple[int, ...] = ()
+    """Where the rules stand in `group.cells`; they read the whole profile, whatever the setting."""
+    reference: str = ""
+    """The model that others are improvements over; empty takes the first."""
 
     def cell(self, place: int) -> Cell:
         """Give a cell."""
@@ -50,22 +54,35 @@ class Stages:
         """The models, in order."""
         return list(dict.fromkeys(self.cell(place).model for place in self.places))
 
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Models and rules."""
+        return (*self.places, *self.rules)
+
+    @property
+    def first(self) -> str:
+        """The model that others are improvements over."""
+        return self.reference or self.models[0]
+
     def of(self, model: str, like: Cell) -> int | None:
-        """Give the cell of a model that another one is compared to: of its style if there is one, of its protocol."""
+        """Give the cell of a model that another one is compared to: of its style if there is one, of its protocol
+        unless one of the two is a rule."""
         places = [
             place
-            for place in self.places
-            if self.cell(place).model == model and self.cell(place).protocol == like.protocol
+            for place in self.rows
+            if (found := self.cell(place)).model == model
+            and (found.protocol == like.protocol or found.is_baseline or like.is_baseline)
         ]
         return next((place for place in places if self.cell(place).style == like.style), next(iter(places), None))
 
     def base(self, place: int) -> int | None:
-        """Give what a cell is an improvement over; None for the first model."""
-        model = self.models[0]
-        return None if self.cell(place).model == model else self.of(model, self.cell(place))
+        """Give what a cell is an improvement over; None for that model itself, and where it did not run."""
+        return None if self.cell(place).model == self.first else self.of(self.first, self.cell(place))
 
     def previous(self, place: int) -> int | None:
-        """Give the cell of the model before; None for the first model."""
+        """Give the cell of the model before; None for the first model and for rules."""
+        if place in self.rules:
+            return None
         at = self.models.index(self.cell(place).model)
         return self.of(self.models[at - 1], self.cell(place)) if at else None
 
@@ -87,9 +104,12 @@ class Improvement:
         return stats.Estimate(100 * self.value, 100 * low, 100 * high, n, users)
 
 
-def make_stages(groups: Sequence[Group]) -> list[Stages]:
-    """Give the models of each task side by side, for the tasks that two models ran in one setting."""
-    found = (_stages(group) for group in groups)
+def make_stages(
+    groups: Sequence[Group], reference: str = "", retriever: str | None = None, k: int | None = None
+) -> list[Stages]:
+    """Give the models of each task side by side, for the tasks that two models ran in one setting, or a model and a
+    rule. `reference` is the model that others are improvements over; `retriever` and `k` ask for a setting."""
+    found = (_stages(group, reference, retriever, k) for group in groups)
     return [stages for stages in found if stages is not None]
 
 
@@ -110,12 +130,13 @@ def stage_plots(found: Sequence[Stages]) -> tuple[plots.Plot, ...]:
 def headline(found: Sequence[Stages], averages: Table) -> tuple[str, str, tuple[str, ...]] | None:
     """Give heading, score and facts of the last model's average; None where it has none."""
     column = next(column for column in averages.columns if column.name == "relative")
-    facts = dict(zip([column.name for column in averages.columns], averages.rows[-1].values, strict=True))
-    if facts["relative"] is None:
+    models = [row for row in averages.rows if not row.role]
+    facts = dict(zip([column.name for column in averages.columns], models[-1].values, strict=True)) if models else {}
+    if facts.get("relative") is None:
         return None
     score = show(facts["relative"], column).replace(" [", " % [")
     about = f"{facts['model']}, mean over {facts['names']}, n = {facts['n']}. The formula is ours."
-    return f"Average relative improvement over {found[0].models[0]}", score, (about,)
+    return f"Average relative improvement over {found[0].first}", score, (about,)
 
 
 def improvements(found: Sequence[Stages]) -> list[dict[int, Improvement]]:
@@ -129,7 +150,7 @@ def improvements(found: Sequence[Stages]) -> list[dict[int, Improvement]]:
     for stages in found:
         group = stages.group
         users = {user: index[group.data_hash, user] for user in group.users}
-        pairs = {place: base for place in stages.places if (base := stages.base(place)) is not None}
+        pairs = {place: base for place in stages.rows if (base := stages.base(place)) is not None}
         by_metric: list[dict[int, Improvement]] = []
         for metric in group.metrics:
             rows = [
@@ -153,33 +174,37 @@ def mean_improvement(parts: Sequence[Improvement]) -> Improvement:
     )
 
 
-def _stages(group: Group) -> Stages | None:
+def _stages(group: Group, reference: str, retriever: str | None, k: int | None) -> Stages | None:
     """The cells of the setting that most models ran; of several, that of the largest k."""
     cells = [cell for cell in group.cells if not cell.is_baseline and cell.control is None]
-    settings = list(dict.fromkeys((cell.retriever, cell.k) for cell in cells))
+    rules = [place for place, cell in enumerate(group.cells) if cell.is_baseline and cell.control is None]
+    settings = [
+        (cell.retriever, cell.k) for cell in cells if retriever in (None, cell.retriever) and k in (None, cell.k)
+    ]
+    settings = list(dict.fromkeys(settings))
     ran = {one: {cell.model for cell in cells if (cell.retriever, cell.k) == one} for one in settings}
     best = max(settings, key=lambda one: (len(ran[one]), one[1], -settings.index(one)), default=None)
-    if best is None or len(ran[best]) < 2:
+    if best is None or len(ran[best]) + len(rules) < 2:
         return None
     places = [
         place for place, cell in enumerate(group.cells) if not cell.is_baseline and (cell.retriever, cell.k) == best
     ]
     left_out = dict.fromkeys(cell.model for cell in cells if cell.model not in ran[best])
-    return Stages(group, tuple(places), tuple(left_out))
+    return Stages(group, tuple(places), tuple(left_out), tuple(rules), reference)
 
 
 def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
-    group, cells = stages.group, [stages.cell(place) for place in stages.places]
+    group, cells = stages.group, [stages.cell(place) for place in stages.rows]
     metric, second = group.metrics
     grid = group.grid(metric, "parsed")
     columns = (
-        *_cell_columns(cells),
-        *(
-            Column(name, f"{name} {'↑' if stats.METRICS[name].is_higher_better else '↓'}", "estimate")
-            for name in group.metrics
-        ),
+        *_cell_columns([stages.cell(place) for place in stages.places]),
+        Column(metric, f"{metric} {_arrow(metric)} parsed", "estimate"),
+        Column("strict", f"{metric} {_arrow(metric)} strict", "estimate", hint="of the raw completion"),
+        Column(second, f"{second} {_arrow(second)} parsed", "estimate"),
         Column("previous", "Δ previous", "difference", hint=f"{metric}: minus the model before"),
-        Column("base", "Δ base", "difference", hint=f"{metric}: minus the first model"),
+        Column("base", f"Δ {stages.first}", "difference", hint=f"{metric}: minus {stages.first}"),
+        Column("no_profile", "Δ no profile", "difference", hint=f"{metric}: right profile minus none"),
         Column("wrong_user", "Δ wrong user", "difference", hint=f"{metric}: right minus wrong user's profile"),
         Column("relative", "Relative, %", "difference", 1, hint="mean of both metrics, relative to the first model"),
         Column("valid", "Valid", "estimate", hint="traces in the tag grammar"),
@@ -189,13 +214,15 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
         *(Column(f"p_holm_{name}", "", "p", is_printed=False) for name in _COMPARED),
     )
     scores, others = grid.estimates(), group.grid(second, "parsed").estimates()
+    strict = group.grid(metric, "strict").estimates()
     valid, grounded = group.share(cells, "is_valid_trace"), group.share(cells, "grounded_claims", "claims")
     against = {
         (place, name): other
-        for place in stages.places
+        for place in stages.rows
         for name, other in (
             ("previous", stages.previous(place)),
             ("base", stages.base(place)),
+            ("no_profile", control_place(group.cells, place, "none")),
             ("wrong_user", control_place(group.cells, place, "wrong-user")),
         )
         if other is not None
@@ -206,7 +233,7 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
     rows = [
         cell_row(
             (
-                *cell_values(group, cell)[1:], scores[place], others[place],
+                *cell_values(group, cell)[1:], scores[place], strict[place], others[place],
                 *(differences.get((place, name)) for name in _COMPARED),
                 improved[place].as_per_cent(scores[place].n, scores[place].users) if place in improved else None,
                 valid_share if valid_share.n else None, grounded_share if grounded_share.n else None,
@@ -215,11 +242,18 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
             cell,
             {at[name] for name in _COMPARED if corrected.get((place, name), 1.0) < 0.05},
         )
-        for place, cell, valid_share, grounded_share in zip(stages.places, cells, valid, grounded, strict=True)
+        for place, cell, valid_share, grounded_share in zip(stages.rows, cells, valid, grounded, strict=True)
     ]  # fmt: skip
     missing = f" Not in this setting: {', '.join(stages.left_out)}." if stages.left_out else ""
-    note = f"{group.source}; {_setting(cells)}; paired on common examples, {len(differences)} differences.{missing}"
+    setting = _setting([stages.cell(place) for place in stages.places])
+    whole = ", ".join(stages.cell(place).model for place in stages.rules)
+    rules = f" Rules read the whole profile: {whole}." if whole else ""
+    note = f"{group.source}; {setting}; paired on common examples, {len(differences)} differences.{rules}{missing}"
     return Table(f"stages-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+
+
+def _arrow(metric: str) -> str:
+    return "↑" if stats.METRICS[metric].is_higher_better else "↓"
 
 
 def _cell_columns(cells: Sequence[Cell]) -> list[Column]:
@@ -251,19 +285,25 @@ def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improve
         for place, improvement in of.items():
             cell = stages.cell(place)
             members.setdefault((cell.model, cell.style, cell.protocol), []).append((stages, place, improvement))
-    order = [model for stages in found for model in stages.models]
+    order = [stages.cell(place).model for stages in found for place in stages.places]
+    order += [stages.cell(place).model for stages in found for place in stages.rules]
     rows: list[Row] = []
+    without: dict[str, None] = {}
     for _, parts in sorted(members.items(), key=lambda item: order.index(item[0][0])):
-        n = sum(stages.cell(place).frame.height for stages, place, _ in parts)
         values = [cell_values(stages.group, stages.cell(place))[1:] for stages, place, _ in parts]
         joined = [", ".join(dict.fromkeys(str(value) for value in column)) for column in zip(*values, strict=True)]
-        average = mean_improvement([improvement for *_, improvement in parts]).as_per_cent(n, 0)
-        names = ", ".join(stages.group.task.name for stages, *_ in parts)
-        rows.append(Row((*joined, average, len(parts), names, n)))
+        known = [part for part in parts if not math.isnan(part[2].value)]
+        without |= dict.fromkeys(stages.group.task.name for stages, _, one in parts if math.isnan(one.value))
+        n = sum(stages.cell(place).frame.height for stages, place, _ in known)
+        average = mean_improvement([improvement for *_, improvement in known]).as_per_cent(n, 0) if known else None
+        names = ", ".join(stages.group.task.name for stages, *_ in known) or None
+        role = "baseline" if parts[0][0].cell(parts[0][1]).is_baseline else ""
+        rows.append(Row((*joined, average, len(known), names, n), role))
+    base = found[0].first
+    left_out = f" Left out, as {base} scores 0 and there is no ratio: {', '.join(without)}." if without else ""
     note = (
         f"{sources([stages.group for stages in found])} {_setting(cells)}. Mean over tasks of the relative improvement "
-        "over the first model. A dash: the first model scores 0 somewhere, so there is no ratio; ∞: it does in "
-        "resamples at that end."
+        f"over {base}; ∞: {base} scores 0 in resamples at that end.{left_out}"
     )
     return Table("stages-average", "Average over tasks", columns, tuple(rows), note)
 

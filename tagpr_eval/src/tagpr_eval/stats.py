@@ -169,7 +169,7 @@ class Grid:
         return [
             Estimate(
                 float(self.metric.value(cell.sums())),
-                *_interval(resampled),
+                *interval(resampled),
                 n=len(cell.rows),
                 users=len(np.unique(cell.users)),
             )
@@ -197,7 +197,7 @@ class Grid:
         value = sign * float(np.subtract(*self.metric.value(sums)))
         return Difference(
             value,
-            *_interval(sign * (resampled[0] - resampled[1])),
+            *interval(sign * (resampled[0] - resampled[1])),
             n=len(rows.rows),
             users=len(np.unique(rows.users)),
             p=self._p(totals[0] - totals[1], sums, abs(value)) if has_p else np.nan,
@@ -267,7 +267,7 @@ def _user_totals(cell: Observations, draws: Draws) -> NDArray[np.float32]:
     return totals
 
 
-def _interval(resampled: Floats) -> tuple[float, float]:
+def interval(resampled: Floats) -> tuple[float, float]:
     """(R,) → ends of the percentile interval; resamples without rows (nan) are left out."""
     known = resampled[~np.isnan(resampled)]
     if not len(known):
