@@ -13,7 +13,7 @@ from tagpr_data import card, stats
 from tagpr_data.build import CorpusConfig, build
 from tagpr_data.corpus import open_corpus
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.records import Trace
+from tagpr_data.records import Rejected, Trace
 from tagpr_data.tables import read_records
 from tagpr_data.validate import raise_for, validate
 
@@ -187,3 +187,35 @@ def test_the_card_says_where_names_of_people_were_looked_for(corpus):
     assert "behind `Signed-off-by:` and the like, nowhere else" in limits()
     assert "and the like and in a list of the curator's, nowhere else" in limits(names="authors.txt")
     assert "Names of people" not in limits(personal_data="off")
+
+
+def test_a_kept_trace_costs_what_all_attempts_took_by_teacher_and_attempt(make_corpus, corpus, tmp_path):
+    kept = read_records(corpus / "traces/train.parquet", Trace)[:3]
+    refused = read_records(corpus / "rejected/train.parquet", Rejected)[:2]
+    counted = {"task": kept[0].task, "teacher": "m-hindsight", "input_tokens": 100, "output_tokens": 10}
+    traces = [row.model_copy(update=counted | {"attempt": int(place > 0)}) for place, row in enumerate(kept)]
+    rejected = [row.model_copy(update=counted | {"attempt": 0}) for row in refused]
+    make_corpus(tmp_path, {"train": traces}, {"train": rejected}, prices={"m": [1.0, 10.0], "other": [9.0, 9.0]})
+    first, second = stats.statistics(open_corpus(tmp_path)).attempts
+    # an attempt takes 110 tokens and (100 · 1 + 10 · 10) / 10⁶; one of three first ones was kept, and both second ones
+    assert (first["attempt"], first["attempts"], first["kept"], first["tokens_per_kept"]) == (0, 3, 1, 330)
+    assert (second["attempt"], second["attempts"], second["kept"], second["tokens_per_kept"]) == (1, 2, 2, 110)
+    assert (first["cost"], first["cost_per_kept"]) == pytest.approx((6e-4, 6e-4))
+    assert (second["cost"], second["cost_per_kept"]) == pytest.approx((4e-4, 2e-4))
+    lines = card.documents(open_corpus(tmp_path))["README.md"].splitlines()
+    task = kept[0].task
+    assert f"| {task} | m-hindsight | 3 | 1.67 | 167 | 17 | 0.000333333 |" in lines
+    assert f"| {task} | m-hindsight | 0 | 3 | 1 | 330 | 0.0006 | 0.0006 |" in lines
+    assert f"| {task} | m-hindsight | 1 | 2 | 2 | 110 | 0.0004 | 0.0002 |" in lines
+
+
+def test_what_a_trace_cost_is_unknown_where_an_attempt_counted_no_tokens(make_corpus, corpus, tmp_path):
+    counted, uncounted = read_records(corpus / "traces/train.parquet", Trace)[:2]
+    same = {"task": counted.task, "teacher": "m", "attempt": 0}
+    rows = [
+        counted.model_copy(update=same | {"input_tokens": 5, "output_tokens": 5}),
+        uncounted.model_copy(update=same),
+    ]
+    make_corpus(tmp_path, {"train": rows}, {"train": []}, prices={"m": [1.0, 1.0]})
+    (row,) = stats.statistics(open_corpus(tmp_path)).attempts
+    assert (row["tokens_per_kept"], row["cost"], row["cost_per_kept"]) == (None, None, None)

@@ -19,7 +19,7 @@ from tagpr_data.corpus import Corpus
 from tagpr_data.markdown import fenced, one_line
 from tagpr_data.records import CorpusManifest, Trace
 from tagpr_data.select import REASONS
-from tagpr_data.stats import Statistics, statistics
+from tagpr_data.stats import Statistics, statistics, with_costs
 from tagpr_data.tables import write_text
 
 README, CROISSANT, FACTS = "README.md", "croissant.json", "card.toml"
@@ -328,7 +328,21 @@ def _costs(manifest: CorpusManifest, numbers: Statistics) -> str | None:
     if not any(row["rows_with_token_counts"] for row in numbers.tasks):
         return None
     rows = [(one_line(task), one_line(teacher), *rest) for task, teacher, *rest in _cost_rows(manifest, numbers)]
-    return "What a kept trace took, rejected attempts included:\n\n" + markdown.table(names, rows, text=2)
+    text = "What a kept trace took, rejected attempts included:\n\n" + markdown.table(names, rows, text=2)
+    if not any(row["attempt"] for row in numbers.attempts):
+        return text
+    rows = [
+        (
+            one_line(row["task"]), one_line(row["teacher"]), str(row["attempt"]), f"{row['attempts']:,}",
+            f"{row['kept']:,}", _or_dash(row["tokens_per_kept"], ",.0f"), _or_dash(row["cost"], ".6g"),
+            _or_dash(row["cost_per_kept"], ".6g"),
+        )
+        for row in numbers.attempts
+    ]  # fmt: skip
+    names = (
+        "task", "teacher", "attempt", "made", "kept", "tokens per kept trace", "cost", "cost per kept trace",
+    )  # fmt: skip
+    return f"{text}\n\nThe same by attempt, 0 being a prompt's first:\n\n{markdown.table(names, rows, text=2)}"
 
 
 def _cost_rows(manifest: CorpusManifest, numbers: Statistics) -> list[tuple[str, ...]]:
@@ -337,11 +351,7 @@ def _cost_rows(manifest: CorpusManifest, numbers: Statistics) -> list[tuple[str,
     found: list[tuple[str, ...]] = []
     for row in numbers.tasks:
         kept, is_counted = row["kept"], row["rows_with_token_counts"] == row["attempts"]
-        price = max((name for name in prices if _is_of_model(row["teacher"], name)), key=len, default=None)
-        cost = "–"
-        if kept and is_counted and price is not None:
-            read, written = prices[price]
-            cost = f"{(row['input_tokens'] * read + row['output_tokens'] * written) / 1e6 / kept:.6g}"
+        cost = _or_dash(with_costs(row, prices)["cost_per_kept"], ".6g")
         each = [
             f"{row[name] / kept:,.0f}" if kept and is_counted else "–" for name in ("input_tokens", "output_tokens")
         ]
@@ -350,9 +360,8 @@ def _cost_rows(manifest: CorpusManifest, numbers: Statistics) -> list[tuple[str,
     return found
 
 
-def _is_of_model(teacher: str, model: str) -> bool:
-    """Whether a teacher's name is a model's, with or without what it adds about hindsight."""
-    return teacher == model or teacher.startswith(f"{model}-hindsight")
+def _or_dash(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _reasons(manifest: CorpusManifest, numbers: Statistics) -> str:

@@ -132,7 +132,7 @@ def stats_command(
     corpus: CorpusFolder,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """Count what is in a corpus: sizes, lengths, tags, acceptance, reasons, pairs."""
+    """Count what is in a corpus: sizes, lengths, tags, acceptance, tokens and cost by attempt, reasons, pairs."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -152,9 +152,14 @@ def stats_command(
         for column, value in rows[0].items():
             table.add_column(column.replace("_", " "), justify="left" if isinstance(value, str) else "right")
         for row in rows:
-            cells = (f"{value:,}" if isinstance(value, int) else str(value or "–") for value in row.values())
-            table.add_row(*map(escape, cells))
+            table.add_row(*(escape(_cell(value)) for value in row.values()))
         console.print(table, "")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value or "–")
 
 
 @app.command("show")

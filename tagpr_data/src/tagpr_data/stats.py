@@ -1,10 +1,11 @@
-"""What is in a corpus, counted: one query a file in `statistics/`, the answers as tables.
+"""What is in a corpus, counted: one query a file in `statistics/`, the answers as tables; what a kept trace took.
 
 Guarantee: the same corpus gives the same numbers to the last digit (scores are summed as whole millionths). Price: one
 pass over the files per query, in DuckDB's memory limit.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Statistics:
     lengths: list[Row]
     tags: list[Row]
     tasks: list[Row]
+    attempts: list[Row]
+    """Rows of `attempts.sql` with what `with_costs` adds."""
     reasons: list[Row]
     personal: list[Row]
     users: list[Row]
@@ -58,7 +61,34 @@ def statistics(corpus: Corpus) -> Statistics:
         key=lambda row: (order.index(row["reason"]) if row["reason"] in REASONS else len(order), row["reason"])
     )
     answers["pairs"].sort(key=lambda row: SPLIT_ORDER.index(row["split"]))
+    prices: Mapping[str, Sequence[float]] = corpus.manifest.parameters.get("prices", {})
+    answers["attempts"] = [row | with_costs(row, prices) for row in answers["attempts"]]
     return Statistics(**answers)
+
+
+def with_costs(row: Mapping[str, Any], prices: Mapping[str, Sequence[float]]) -> Row:
+    """Give what rows of attempts took: `tokens_per_kept`, `cost`, `cost_per_kept`, each None where it is not known.
+
+    `row` has teacher, attempts, kept, rows_with_token_counts, input_tokens and output_tokens; all its attempts count,
+    the rejected ones too. `prices`: model → price of a million tokens read, and written.
+    """
+    kept = row["kept"]
+    is_counted = row["rows_with_token_counts"] == row["attempts"]
+    model = max((name for name in prices if _is_of_model(row["teacher"], name)), key=len, default=None)
+    cost = None
+    if is_counted and model is not None:
+        read, written = prices[model]
+        cost = (row["input_tokens"] * read + row["output_tokens"] * written) / 1e6
+    return {
+        "tokens_per_kept": (row["input_tokens"] + row["output_tokens"]) / kept if kept and is_counted else None,
+        "cost": cost,
+        "cost_per_kept": cost / kept if kept and cost is not None else None,
+    }
+
+
+def _is_of_model(teacher: str, model: str) -> bool:
+    """Whether a teacher's name is a model's, with or without what it adds about hindsight."""
+    return teacher == model or teacher.startswith(f"{model}-hindsight")
 
 
 def _rows(connection: Any, query: str) -> list[Row]:
