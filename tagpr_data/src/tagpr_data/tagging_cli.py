@@ -1,4 +1,5 @@
-"""The commands `tagpr-data annotate` and `discover-tags`: tags for chains, and tag sets from chains. A thin shell."""
+"""The commands `tagpr-data annotate`, `discover-tags` and `relabel`: tags for chains, tag sets from chains, a corpus in
+another tag set. A thin shell."""
 
 import json
 from pathlib import Path
@@ -177,6 +178,38 @@ def discover_command(
             f"{output / 'tagset.toml'} is of a part of the sample: a limit was reached; with a higher one the same "
             "command goes on"
         )
+
+
+@app.command("relabel")
+def relabel_command(
+    corpus: Annotated[Path, typer.Argument(metavar="CORPUS", help="Corpus folder.")],
+    tagset: Annotated[Path, typer.Option(help="The new tag set: a TOML file, or the name of a shipped one (tagpr-5).")],
+    output: Annotated[Path, typer.Option(help="Corpus folder to write.")],
+    names: Annotated[
+        list[str] | None, typer.Option("--map", metavar="OLD=NEW", help="Tag → tag; *=NEW takes all others.")
+    ] = None,
+    old: Annotated[Path | None, typer.Option("--from", help="Tag set of CORPUS, where it is not tagpr-9.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new corpus (default: from CORPUS and tag set).")] = None,
+) -> None:
+    """Write a corpus in another tag set: tags renamed or merged, every word as it was, every trace checked.
+
+    Tags of both sets keep their name. Example: tagpr-data relabel runs/personas/corpus --tagset tagpr-1 --map '*=step'
+    --output runs/personas/corpus-1
+    """
+    from tagpr_data.corpus import open_corpus
+    from tagpr_data.relabel import relabel
+    from tagpr_data.tags import load_tagset
+
+    pairs: dict[str, str] = {}
+    for text in names or ():
+        was, equals, becomes = text.partition("=")
+        if not (was and equals and becomes) or was in pairs:
+            raise InputError(f"--map {text!r} is not OLD=NEW, or names {was!r} a second time")
+        pairs[was] = becomes
+    made = relabel(open_corpus(corpus), load_tagset(old), load_tagset(tagset), pairs, output, name)
+    typer.echo(
+        f"{output}: {made.kept:,} traces in the tag set {made.tagset}; set `tagset` to it where it is trained on"
+    )
 
 
 def server_options(base_urls: list[str], model: str | None, key_env: str, concurrency: int) -> "ServerOptions":

@@ -31,7 +31,8 @@ from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import ProfileItem, Step
 from tagpr_data.tables import canonical_json, sha256_text
 
-SHIPPED_TAGSET = Path(__file__).parent / "tagsets" / "tagpr-9.toml"
+TAGSETS = Path(__file__).parent / "tagsets"
+SHIPPED_TAGSET = TAGSETS / "tagpr-9.toml"
 
 CODES = {
     "no-think": "there is no <think>",
@@ -184,10 +185,16 @@ class Claim:
 
 
 def load_tagset(path: Path | None = None) -> TagSet:
-    """Read a tag-set file (TOML: the fields of `TagSet`); None gives the shipped set `tagpr-9`. Raises InputError."""
+    """Read a tag set: a TOML file with the fields of `TagSet`, or a shipped set by its name (`tagpr-5`); None gives
+    `tagpr-9`. Raises InputError."""
     path = path or SHIPPED_TAGSET
     if not path.is_file():
-        raise InputError(f"tag set {path} does not exist; the shipped one is used when none is named")
+        shipped = {file.stem: file for file in sorted(TAGSETS.glob("*.toml"), key=lambda file: file.stem)}
+        if str(path) not in shipped:
+            raise InputError(
+                f"tag set {path} does not exist; give a TOML file or the name of a shipped set: {', '.join(shipped)}"
+            )
+        path = shipped[str(path)]
     return config.load(TagSet, path)
 
 
