@@ -58,6 +58,9 @@ def run(
     input_words: Annotated[int | None, typer.Option(help="Cut the input after so many words.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    samples: Annotated[
+        int, typer.Option(help="Answers to each question, for best-of; above 1 with --temperature.")
+    ] = 1,
     top_p: Annotated[float, typer.Option(help="Nucleus.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens; default: all.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
@@ -97,6 +100,7 @@ def run(
         "styles": style, "seeds": seed, "examples": max_samples, "item_words": item_words, "input_words": input_words,
         "sampling": {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
                      "stop": stop or [], "constrain": constrain},
+        "samples": samples,
         "protocols": protocol,
         "chat": {"system_prompt": system_prompt, "system_prompt_file": system_prompt_file, "thinking": thinking,
                  "template_file": chat_template_file},
@@ -142,6 +146,46 @@ def ablate(
         with meter() as shown:
             manifest = evaluate(config, folder, shown, limits)
         typer.echo(summary(manifest))
+
+
+@app.command("best-of")
+def best_of_command(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run with --samples above 1.")],
+    output: Annotated[Path | None, typer.Option(help="Run folder to write, for `report` and `compare`.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="majority, prmu or oracle (an upper bound: it knows the gold). Repeatable.")
+    ] = None,
+    n: Annotated[list[int] | None, typer.Option(help="Choose among the first n samples; default: all.", min=2)] = None,
+    prmu: Annotated[str | None, typer.Option(help="Address of `tagpr-train serve-prmu`.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Instead: what `tagpr-train score` made of --requests.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="Only write the completions to be scored, for `tagpr-train score`.")
+    ] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+) -> None:
+    """Choose one of several answers to each question: by majority, by a PRMU, or by the gold as upper bound.
+
+    Writes a run whose models are named like sft@best4-prmu. Example: tagpr-eval best-of runs/eval --by majority
+    --by prmu --prmu http://127.0.0.1:8700 --output runs/eval-best"""
+    from tagpr_data.prmu_client import RemotePRMU
+    from tagpr_eval.best_of import SampledRun, best_of, write_requests
+    from tagpr_eval.choice import RULES, Rule
+    from tagpr_eval.meter import meter
+    from tagpr_eval.run import summary
+
+    run = SampledRun(folder, dataset)
+    if requests is not None:
+        typer.echo(f"{requests}: {write_requests(run, requests)} completions; score them with tagpr-train score")
+        return
+    if output is None:
+        raise InputError("--output is missing: the run folder to write")
+    rules: list[Rule] = [rule for rule in RULES if rule in (by or ["majority"])]
+    if unknown := set(by or ()) - set(RULES):
+        raise InputError(f"--by {min(unknown)!r} is unknown; known: {', '.join(RULES)}")
+    with meter() as shown:
+        served = RemotePRMU(prmu) if prmu is not None else None
+        manifest = best_of(run, output, rules, n or (), served, scores, shown)
+    typer.echo(summary(manifest))
 
 
 @app.command()
@@ -231,6 +275,40 @@ def report(
     for finding in made.findings:
         typer.echo(finding.as_text())
     typer.echo(f"{written[0]}, {written[1].name} and {len(written) - 2} files in {written[2].parent.name}/")
+
+
+@app.command()
+def tables(
+    output: Annotated[Path, typer.Option(help="Folder for the Markdown files, plots and CSV files.")],
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, the base model's first.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Model that others are compared to; default: base, else the first.")
+    ] = None,
+    retriever: Annotated[
+        str | None, typer.Option(help="Retriever of tables of one setting; default: of most models.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="Their k; default: the largest that most models ran.", min=1)] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
+    training: Annotated[
+        list[Path] | None, typer.Option(help="Finished run folder of tagpr-train (sft, prmu, rl); once for each.")
+    ] = None,
+) -> None:
+    """Write tables and plots of finished runs as Markdown for a README, with the commands that repeat them.
+
+    Example: tagpr-eval tables runs/eval-base runs/eval-sft --training runs/prmu --reference base --output DIR"""
+    from tagpr_eval.cells import load_runs
+    from tagpr_eval.tables import build, write
+    from tagpr_eval.training import load_training
+
+    if not runs and not training:
+        raise InputError("nothing to show: name run folders of tagpr-eval, or of tagpr-train with --training")
+    chapters = build(load_runs(runs or (), dataset), load_training(training or ()), reference, retriever, k)
+    written = write(chapters, output)
+    for path in written[: len(chapters)]:
+        typer.echo(path)
+    typer.echo(f"{len(written) - len(chapters)} plots and CSV files beside them")
 
 
 @app.command()

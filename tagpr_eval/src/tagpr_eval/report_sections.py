@@ -78,7 +78,7 @@ def _stages(material: Material) -> Section:
     return Section(
         "stages",
         "Side by side",
-        report_stages.INTRO,
+        report_stages.intro(),
         material.stage_tables,
         report_stages.stage_plots(material.stages),
     )

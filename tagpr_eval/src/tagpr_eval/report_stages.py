@@ -19,13 +19,6 @@ from tagpr_eval.cells import RESAMPLES, SEED, Cell, Group, control_place
 from tagpr_eval.report_tables import CELL_COLUMNS, cell_row, cell_values, sources
 from tagpr_eval.typeset import Column, Row, Table, show
 
-INTRO = (
-    "The models in the order given, in one setting; parsed answers, 95 % intervals over users. Δ: paired differences "
-    "on the same examples, positive means better, also for errors; bold: p < 0.05, corrected by Holm over all "
-    "differences of the table. Relative: (score − base) / base in per cent, for errors (base − score) / base, mean of "
-    "the task's two metrics; base is the first model. This formula is ours; how the paper computes its average is not "
-    "public."
-)
 _COMPARED = ("previous", "base", "no_profile", "wrong_user")
 """What a cell is set against."""
 
@@ -111,6 +104,17 @@ def make_stages(
     rule. `reference` is the model that others are improvements over; `retriever` and `k` ask for a setting."""
     found = (_stages(group, reference, retriever, k) for group in groups)
     return [stages for stages in found if stages is not None]
+
+
+def intro(base: str = "the first model") -> str:
+    """Give how to read the tables; `base` is what the others are compared to."""
+    return (
+        "The models in the order given, in one setting; parsed answers, 95 % intervals over users. Strict: the raw "
+        "completion, as it is. Δ: paired differences on the same examples, positive means better, also for errors; "
+        "bold: p < 0.05, corrected by Holm over all differences of the table. Relative: (score − base) / base in per "
+        f"cent, for errors (base − score) / base, mean of the task's two metrics; base is {base}. This formula is "
+        "ours; how the paper computes its average is not public."
+    )
 
 
 def stage_tables(found: Sequence[Stages]) -> tuple[Table, ...]:
@@ -199,9 +203,9 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
     grid = group.grid(metric, "parsed")
     columns = (
         *_cell_columns([stages.cell(place) for place in stages.places]),
-        Column(metric, f"{metric} {_arrow(metric)} parsed", "estimate"),
-        Column("strict", f"{metric} {_arrow(metric)} strict", "estimate", hint="of the raw completion"),
-        Column(second, f"{second} {_arrow(second)} parsed", "estimate"),
+        Column(metric, f"{metric} {arrow(metric)} parsed", "estimate"),
+        Column("strict", f"{metric} {arrow(metric)} strict", "estimate", hint="of the raw completion"),
+        Column(second, f"{second} {arrow(second)} parsed", "estimate"),
         Column("previous", "Δ previous", "difference", hint=f"{metric}: minus the model before"),
         Column("base", f"Δ {stages.first}", "difference", hint=f"{metric}: minus {stages.first}"),
         Column("no_profile", "Δ no profile", "difference", hint=f"{metric}: right profile minus none"),
@@ -252,7 +256,8 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
     return Table(f"stages-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
 
 
-def _arrow(metric: str) -> str:
+def arrow(metric: str) -> str:
+    """Give which way a metric is better, as column titles show it."""
     return "↑" if stats.METRICS[metric].is_higher_better else "↓"
 
 

@@ -23,6 +23,10 @@ INTRO = (
     f"In plots of more than {plots.MANY} steps the strong line is a moving mean over a tenth of them."
 )
 _COMPONENTS = {"answer": "answer", "tags": "tags", "personal": "personal (PRMU)", "overlong": "length penalty"}
+PAIRS_INTRO = (
+    "The share of held-out pairs whose preferred completion the reward model scores higher, 95 % intervals over users; "
+    "chance is 0.5. It knows the user where the right one stands above all others."
+)
 _JUDGES = {
     "right": "right user",
     "swapped": "another user",
@@ -38,18 +42,19 @@ _RUN = (
     Column("seed", "Seed", "count", is_printed=False),
 )
 _SHOWN_CHARACTERS = 600
+_ALL = "all pairs"
 
 
 def training_tables(runs: Sequence[TrainingRun]) -> tuple[Table, ...]:
     """Give the tables: what was run, what RL did and by which rewards, pair accuracies, some completions."""
-    made = (_run_table(runs), _held_out_table(runs), _reward_table(runs), _pair_table(runs), _completion_table(runs))
+    made = (_run_table(runs), _held_out_table(runs), _reward_table(runs), pair_table(runs), _completion_table(runs))
     return tuple(table for table in made if table.rows)
 
 
 def training_plots(runs: Sequence[TrainingRun]) -> tuple[plots.Plot, ...]:
     """Give the plots: losses, pair accuracies, and of each chain of RL stages held-out answers, rewards and signals."""
     chains = [plot for place, chain in enumerate(rl_chains(runs), start=1) for plot in _chain_plots(place, chain)]
-    return (*_loss_plot(runs), *_pair_plot(runs), *chains)
+    return (*_loss_plot(runs), *pair_plot(runs), *chains)
 
 
 def verdicts(runs: Sequence[TrainingRun]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -152,7 +157,9 @@ def _reward_table(runs: Sequence[TrainingRun]) -> Table:
     return Table("training-rewards", "Reward components", columns, tuple(rows), f"{_TENTHS} {_note(runs, 'rl')}")
 
 
-def _pair_table(runs: Sequence[TrainingRun]) -> Table:
+def pair_table(runs: Sequence[TrainingRun], has_tasks: bool = True) -> Table:
+    """Give the pair accuracies of reward models by users seen or not and kind of pair, with their controls; also by
+    task, unless `has_tasks` is off."""
     columns = (
         *_RUN,
         Column("users", "Users"),
@@ -161,6 +168,7 @@ def _pair_table(runs: Sequence[TrainingRun]) -> Table:
         Column("right_minus_swapped", "Δ right − another user", "difference"),
         Column("right_minus_length", "Δ right − length", "difference", is_printed=False),
         Column("right_minus_text", "Δ right − prompt", "difference", is_printed=False),
+        Column("calibration", "Calibration error", "number", hint="mean distance of confidence and accuracy"),
         Column("n", "n", "count"),
         Column("people", "Users", "count"),
     )
@@ -170,10 +178,11 @@ def _pair_table(runs: Sequence[TrainingRun]) -> Table:
                 *_run_values(run), split, group,
                 *(_estimate(getattr(found, name), found) for name in _JUDGES),
                 *(_estimate(found.right_minus[name], found) for name in ("swapped", "length", "text")),
-                found.pairs, found.users,
+                _calibration_error(run, split) if group == _ALL else None, found.pairs, found.users,
             )
         )
         for run, split, group, found in _pair_groups(runs)
+        if has_tasks or not group.startswith("task")
     ]  # fmt: skip
     parts = [
         "Share of held-out pairs whose preferred completion scores higher; chance is 0.5. Another user: the same pairs "
@@ -181,10 +190,7 @@ def _pair_table(runs: Sequence[TrainingRun]) -> Table:
     ]
     for run in runs:
         if run.evaluation is not None:
-            errors = ", ".join(
-                f"{found.calibration.expected_calibration_error:.3f} ({split})"
-                for split, found in run.evaluation.splits.items()
-            )
+            errors = ", ".join(f"{_calibration_error(run, split):.3f} ({split})" for split in run.evaluation.splits)
             verdict = "passed" if run.results.gate_passed else "NOT passed"
             conditions = "".join(f" {reason}." for reason in run.results.gate)
             parts.append(f"{run.name}: calibration error {errors}. Gate for RL {verdict}.{conditions}")
@@ -245,7 +251,8 @@ def _loss_plot(runs: Sequence[TrainingRun]) -> list[plots.Plot]:
     return [plots.Plot("training-loss", "Loss", caption, draw)] if panels else []
 
 
-def _pair_plot(runs: Sequence[TrainingRun]) -> list[plots.Plot]:
+def pair_plot(runs: Sequence[TrainingRun]) -> list[plots.Plot]:
+    """Give them as a plot; none where no run has any."""
     is_one = len({run.name for run, *_ in _pair_groups(runs)}) == 1
     rows = [
         (
@@ -380,12 +387,18 @@ def _placed(chain: Sequence[TrainingRun]) -> list[tuple[TrainingRun, int]]:
 
 def _pair_groups(runs: Sequence[TrainingRun]) -> list[tuple[TrainingRun, str, str, PairGroup]]:
     return [
-        (run, split, f"{group} pairs" if group == "all" else group, found)
+        (run, split, _ALL if group == "all" else group, found)
         for run in runs
         if run.evaluation is not None
         for split, pairs in run.evaluation.splits.items()
         for group, found in pairs.groups.items()
     ]
+
+
+def _calibration_error(run: TrainingRun, split: str) -> float | None:
+    """Over all pairs of the split."""
+    splits = {} if run.evaluation is None else {str(name): one for name, one in run.evaluation.splits.items()}
+    return splits[split].calibration.expected_calibration_error if split in splits else None
 
 
 def _remarks(found: object) -> list[str]:

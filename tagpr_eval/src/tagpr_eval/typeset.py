@@ -121,6 +121,12 @@ def show(value: Value, column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """Give the table as a Markdown pipe table under its title and note."""
+    note = f"{escape(table.note)}\n\n" if table.note else ""
+    return f"### {escape(table.title)}\n\n{note}{markdown_rows(table)}"
+
+
+def markdown_rows(table: Table) -> str:
+    """Give the table as a Markdown pipe table alone."""
     printed = table.printed()
     head = "| " + " | ".join(escape(column.title) for column in printed.columns) + " |"
     rule = "|" + "|".join(":--" if column.kind == "text" else "--:" for column in printed.columns) + "|"
@@ -130,8 +136,7 @@ def markdown(table: Table) -> str:
         + " |"
         for row in printed.rows
     ]
-    note = f"{escape(table.note)}\n\n" if table.note else ""
-    return f"### {escape(table.title)}\n\n{note}" + "\n".join([head, rule, *body]) + "\n"
+    return "\n".join([head, rule, *body]) + "\n"
 
 
 def csv_text(table: Table) -> str:

@@ -1,0 +1,193 @@
+"""Tables for a README: from finished runs to Markdown that can be pasted as it is, with plots and where it all is from.
+
+A chapter is one question: the models side by side, profile length and retriever, ablation, reward model, exploratory
+stage, cold start. Each is a Markdown file of its own, its plots beside it as PNG (on white) and SVG, each table also as
+CSV with unrounded numbers. The numbers are those of the report's page: both are made from the same `typeset.Table`s.
+Below each table stand the runs, commits, hardware, seeds and settings that the runs record, the commands that repeat
+them, and, where runs were not made alike, in what they differ (`origins`).
+
+Guarantee: the same runs give the same bytes; nothing of the day or the machine that writes them is in them.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tagpr_data.errors import InputError
+from tagpr_data.tables import write_text
+from tagpr_eval import report_stages, report_training, tables_ablation
+from tagpr_eval.cells import Group, Run, make_groups
+from tagpr_eval.origins import Origin, origin
+from tagpr_eval.plots import Plot, png_file, svg_file
+from tagpr_eval.training import TrainingRun
+from tagpr_eval.typeset import Table, csv_text, escape, markdown_rows
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One table or plot, and what it was made from."""
+
+    shown: Table | Plot
+    """The table or plot."""
+    runs: tuple[Run, ...] = ()
+    """Evaluations with numbers in it."""
+    training: tuple[TrainingRun, ...] = ()
+    """Training runs with numbers in it."""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One question, its tables and plots."""
+
+    name: str
+    """Name of its file, without ending."""
+    title: str
+    """Heading."""
+    intro: str
+    """How to read it."""
+    entries: tuple[Entry, ...]
+    """In order."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is asked for."""
+
+    reference: str
+    """The model that others are compared to."""
+    retriever: str | None = None
+    """Retriever of the tables of one setting; None takes the one that most models ran."""
+    k: int | None = None
+    """Their k; None takes the largest that most models ran."""
+
+
+@dataclass(frozen=True)
+class _Material:
+    runs: Sequence[Run]
+    groups: Sequence[Group]
+    training: Sequence[TrainingRun]
+    choice: Choice
+
+
+def build(
+    runs: Sequence[Run],
+    training: Sequence[TrainingRun] = (),
+    reference: str | None = None,
+    retriever: str | None = None,
+    k: int | None = None,
+) -> list[Chapter]:
+    """Compute the chapters that these runs have something for. `reference` is the model that others are compared to;
+    None takes `base` where there is one, else the first that is no rule.
+
+    Raises InputError when there is nothing to show, or nothing ran in what is asked for."""
+    groups = make_groups(runs) if runs else []
+    _check(groups, retriever, k)
+    material = _Material(runs, groups, training, Choice(_reference(groups, reference), retriever, k))
+    made = (chapter(material) for chapter in _CHAPTERS)
+    chapters = [chapter for chapter in made if chapter.entries]
+    if not chapters:
+        raise InputError(
+            "these runs have nothing to put side by side: that takes two models (or a model and a rule) in one "
+            "setting, several k or retrievers, or a finished training run of kind prmu or rl"
+        )
+    return chapters
+
+
+def write(chapters: Sequence[Chapter], output: Path) -> list[Path]:
+    """Write NAME.md for each chapter into the folder `output`, its plots and CSV files beside it; give the paths, those
+    of the chapters first. Files of other names are left alone."""
+    pages: list[Path] = []
+    beside: list[Path] = []
+    for chapter in chapters:
+        pages.append(output / f"{chapter.name}.md")
+        write_text(pages[-1], markdown(chapter))
+        for entry in chapter.entries:
+            if isinstance(entry.shown, Table):
+                beside.append(output / f"{entry.shown.name}.csv")
+                write_text(beside[-1], csv_text(entry.shown))
+                continue
+            for ending, content in (("png", png_file(entry.shown)), ("svg", svg_file(entry.shown))):
+                beside.append(output / f"{entry.shown.name}.{ending}")
+                beside[-1].write_bytes(content)
+    return [*pages, *beside]
+
+
+def markdown(chapter: Chapter) -> str:
+    """Give a chapter as Markdown; its plots are looked for beside it."""
+    parts = [f"## {escape(chapter.title)}", escape(chapter.intro)]
+    for entry in chapter.entries:
+        shown, note = entry.shown, _note(origin(entry.runs, entry.training))
+        if isinstance(shown, Table):
+            parts += [f"### {escape(shown.title)}", markdown_rows(shown), escape(shown.note), *note]
+        else:
+            parts += [f"![{escape(shown.title)}]({shown.name}.png)", escape(shown.caption)]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _note(found: Origin) -> list[str]:
+    """What stands below a table: differences between runs, where it is from, and how to repeat it."""
+    warnings = [f"**{escape(warning)}**" for warning in found.warnings]
+    files = [f"`{name}`:\n\n```toml\n{text.strip()}\n```" for name, text in found.files]
+    commands = "```sh\n" + "\n".join(found.commands) + "\n```"
+    details = ["<details><summary>Commands and settings</summary>", commands, *files, "</details>"]
+    return [*warnings, escape(found.facts), *details]
+
+
+def _check(groups: Sequence[Group], retriever: str | None, k: int | None) -> None:
+    if retriever is None and k is None:
+        return
+    ran = {(cell.retriever, cell.k) for group in groups for cell in group.cells if not cell.is_baseline}
+    if not any(retriever in (None, one) and k in (None, items) for one, items in ran):
+        asked = ", ".join(
+            f"{name} {value}" for name, value in (("retriever", retriever), ("k", k)) if value is not None
+        )
+        known = ", ".join(f"{one} k = {items}" for one, items in sorted(ran))
+        raise InputError(f"no model ran with {asked}; there are: {known}")
+
+
+def _reference(groups: Sequence[Group], wanted: str | None) -> str:
+    models = list(dict.fromkeys(cell.model for group in groups for cell in group.cells))
+    if wanted is not None and wanted not in models:
+        raise InputError(f"reference model {wanted!r} is in no run; there are: {', '.join(models) or 'none'}")
+    first = next((cell.model for group in groups for cell in group.cells if not cell.is_baseline), "")
+    return wanted or ("base" if "base" in models else first)
+
+
+def _main(material: _Material) -> Chapter:
+    choice = material.choice
+    found = report_stages.make_stages(material.groups, choice.reference, choice.retriever, choice.k)
+    tables = report_stages.stage_tables(found)
+    entries: list[Entry] = []
+    for stages, table, plot in zip(found, tables, report_stages.stage_plots(found), strict=False):
+        runs = _runs(material, {stages.cell(place).run.name for place in stages.rows})
+        entries += [Entry(plot, runs), Entry(table, runs)]
+    if tables:
+        every = {stages.cell(place).run.name for stages in found for place in stages.rows}
+        entries.append(Entry(tables[-1], _runs(material, every)))
+    return Chapter("main", "The models side by side", report_stages.intro(choice.reference), tuple(entries))
+
+
+def _ablation(material: _Material) -> Chapter:
+    choice = material.choice
+    entries = [
+        Entry(tables_ablation.ablation_table(one), _runs(material, one.runs()))
+        for one in tables_ablation.make_ablations(material.groups, retriever=choice.retriever, k=choice.k)
+    ]
+    return Chapter("ablation", "Ablations", tables_ablation.INTRO, tuple(entries))
+
+
+def _prmu(material: _Material) -> Chapter:
+    runs = tuple(run for run in material.training if run.evaluation is not None)
+    entries = [
+        *(Entry(plot, (), runs) for plot in report_training.pair_plot(runs)),
+        *(Entry(table, (), runs) for table in [report_training.pair_table(runs, has_tasks=False)] if table.rows),
+    ]
+    return Chapter("prmu", "The reward model", report_training.PAIRS_INTRO, tuple(entries))
+
+
+_CHAPTERS: tuple[Callable[[_Material], Chapter], ...] = (_main, _ablation, _prmu)
+
+
+def _runs(material: _Material, names: Iterable[str]) -> tuple[Run, ...]:
+    kept = set(names)
+    return tuple(run for run in material.runs if run.name in kept)
