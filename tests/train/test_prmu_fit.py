@@ -178,6 +178,7 @@ def test_a_pair_meets_the_user_as_known_before_the_example(pairs: Path, settings
         ({"trainer": {"learning_rat": 1.0}}, "is not an option of trl.RewardConfig; did you mean 'learning_rate'"),
         ({"model": "./nowhere"}, "does not exist; give a folder"),
         ({"pairs": Path("nowhere")}, "pairs nowhere does not exist"),
+        ({"encoder": "/nowhere"}, "encoder '/nowhere' cannot be loaded: .*; known: hashed"),
         ({"lora": {"target_modules": ("q_prj",)}}, r"lora.target_modules = \('q_prj',\) does not fit the model"),
     ],
 )

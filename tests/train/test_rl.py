@@ -294,6 +294,8 @@ def test_settings_that_do_not_fit_are_refused(settings: Callable[..., Rl], chang
         ({"rewards": {"personal": 0.3}}, "needs `prmu`"),
         ({"rewards": {"answer": 0.0, "tags": 0.0, "personal": 0.0}}, "nothing to learn"),
         ({"trainer": {"max_steps": 3}}, "trainer.max_steps is not set here: `steps`"),
+        ({"trainer": {"temperature": 0.0}}, r"trainer.temperature = 0.0: .* greater than 0"),
+        ({"trainer": {"top_p": 2.0}}, r"trainer.top_p = 2.0: .* less than or equal to 1"),
         ({"eval_split": "train"}, "not held out"),
     ],
 )

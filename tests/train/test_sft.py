@@ -294,6 +294,16 @@ def test_full_disk_leaves_nothing_under_a_final_name(
         ('corpus = "c"\noutput = "o"\ntarget = "both"\n', "target: Input should be 'trace', 'chain' or 'answer'"),
         ('corpus = "c"\noutput = "o"\nmax_minutes = 0\n', "max_minutes: Input should be greater than 0"),
         ('corpus = "c"\noutput = "o"\n[trainer]\nbf16 = true\n', "trainer.bf16 is not set here: `dtype`"),
+        ('corpus = "c"\noutput = "o"\nseed = -1\n', "seed: Input should be greater than or equal to 0"),
+        ('corpus = "c"\noutput = "o"\nseed = 4294967296\n', "seed: Input should be less than 4294967296"),
+        ('corpus = "c"\noutput = "o"\n[trainer]\nlearning_rate = "high"\n', "learning_rate = 'high': .* valid number"),
+        ('corpus = "c"\noutput = "o"\n[trainer]\nlearning_rate = -1\n', "learning_rate = -1: .* or equal to 0"),
+        ('corpus = "c"\noutput = "o"\n[trainer]\nmax_steps = 0\n', "max_steps = 0: .* or equal to 1"),
+        ('corpus = "c"\noutput = "o"\n[trainer]\nnum_train_epochs = 0\n', "num_train_epochs = 0: .* than 0"),
+        (
+            'corpus = "c"\noutput = "o"\n[trainer]\nper_device_train_batch_size = 0\n',
+            "per_device_train_batch_size = 0: .* or equal to 1",
+        ),
         (
             'corpus = "c"\noutput = "o"\nmax_minutes = 1\n[trainer]\nlr_scheduler_type = "cosine"\n',
             "does not know of max_minutes",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tagpr_data.errors import run_cli
 from tagpr_train import base_model
 from tagpr_train.cli import app, describe
 
@@ -35,6 +36,15 @@ def test_missing_config_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     done = _run("sft", "nowhere.toml", home=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: config nowhere.toml does not exist; shipped ones: tagpr_*/configs/*.toml\n"
+
+
+def test_an_output_that_is_a_file_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "inner"):
+        with pytest.raises(SystemExit) as stop:
+            run_cli(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True))
+        assert stop.value.code == 2
+    assert capsys.readouterr().err.count("error: ") == 2
 
 
 def test_every_command_explains_itself() -> None:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRONG_PLACE = (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class TagprError(Exception):
@@ -46,7 +47,7 @@ def run_cli(app: Callable[[], object]) -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the shell of every command
         raise SystemExit(error.exit_code) from None
     except OSError as error:
-        if error.errno not in (*_DISK_FULL, errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        if error.errno not in (*_DISK_FULL, *_WRONG_PLACE):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror}{where}; nothing was left under a final name", file=sys.stderr)  # noqa: T201

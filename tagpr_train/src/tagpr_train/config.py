@@ -5,9 +5,9 @@ there. The few options that would contradict ours are refused by name.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, TypeAdapter, ValidationError, field_validator, model_validator
 
 from tagpr_data.config import Config
 from tagpr_data.prompts import PromptOptions, Style
@@ -36,6 +36,23 @@ OWN_OPTIONS = {
     "completion_only_loss": "the loss is on the completion only",
 }
 """trl options that may not stand under `[trainer]`, and what to use instead."""
+
+_Count = Annotated[int, Strict(), Field(ge=1)]
+_Size = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Strict(), Field(ge=0, lt=1)]
+RANGES: dict[str, Any] = {
+    "per_device_train_batch_size": _Count, "gradient_accumulation_steps": _Count, "num_train_epochs": _Positive,
+    "max_steps": _Count | Literal[-1], "logging_steps": _Positive, "save_steps": _Positive, "learning_rate": _Size,
+    "weight_decay": _Size, "max_grad_norm": _Size, "adam_beta1": _Share, "adam_beta2": _Share, "adam_epsilon": _Size,
+    "num_generations": _Count, "steps_per_generation": _Count, "num_iterations": _Count,
+    "max_completion_length": _Count, "temperature": _Positive, "top_p": Annotated[float, Strict(), Field(gt=0, le=1)],
+    "top_k": Annotated[int, Strict(), Field(ge=0)], "epsilon": _Size, "epsilon_high": _Size, "beta": _Size,
+}  # fmt: skip
+"""What the commonest of trl's options may be: trl and torch take some of them as they come and fail far from here."""
+
+SEED = Field(default=0, ge=0, lt=2**32)
+"""Of numpy, which knows no other seeds."""
 
 Target = Literal["trace", "chain", "answer"]
 """What SFT teaches to write."""
@@ -138,7 +155,7 @@ class Sft(Config):
     """Batches whose examples are sorted by length together: more, less padding. 1 mixes all lengths, which a short
     run needs when the length tells the kind of example (another task, no profile): batches of one kind each pull
     the model to and fro."""
-    seed: int = 0
+    seed: int = SEED
     """Seed of everything random."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Options of `trl.SFTConfig` as they are named there."""
@@ -205,7 +222,7 @@ class Prmu(Config):
     """Batches whose examples are sorted by length together: more, less padding. 1 mixes all lengths, which a short
     run needs when the length tells the kind of example (another task, no profile): batches of one kind each pull
     the model to and fro."""
-    seed: int = 0
+    seed: int = SEED
     """Seed of everything random."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Options of `trl.RewardConfig` as they are named there."""
@@ -298,7 +315,7 @@ class Rl(Config):
     """CPU threads; None leaves it to torch."""
     merge: bool = False
     """Save the merged weights in `model/` instead of the adapter."""
-    seed: int = 0
+    seed: int = SEED
     """Seed of everything random."""
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Options of `trl.GRPOConfig` as they are named there."""
@@ -336,5 +353,10 @@ def _refuse_own_options(trainer: dict[str, Any], max_minutes: float | None) -> N
     for name, instead in OWN_OPTIONS.items():
         if name in trainer:
             raise ValueError(f"trainer.{name} is not set here: {instead}")
+    for name in trainer.keys() & RANGES.keys():
+        try:
+            TypeAdapter(RANGES[name]).validate_python(trainer[name])
+        except ValidationError as error:
+            raise ValueError(f"trainer.{name} = {trainer[name]!r}: {error.errors()[0]['msg']}") from None
     if max_minutes is not None and "lr_scheduler_type" in trainer:
         raise ValueError("trainer.lr_scheduler_type does not know of max_minutes; use warmup_steps and hold")

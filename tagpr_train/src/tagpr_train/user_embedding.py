@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from tagpr_data.errors import InputError
 from tagpr_data.records import ProfileItem
 
 Floats = npt.NDArray[np.float32]
@@ -85,7 +86,13 @@ def feature_size(name: str) -> int:
         return HASHED_FEATURES
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(name).hidden_size)
+    try:
+        return int(AutoConfig.from_pretrained(name).hidden_size)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"encoder {name!r} cannot be loaded: {str(error).splitlines()[0]}; known: hashed, or a folder or Hub id "
+            "of a transformers encoder"
+        ) from None
 
 
 def _as_text(item: ProfileItem) -> str:
