@@ -64,8 +64,9 @@ from tagpr_data.tables import (
     write_text,
 )
 from tagpr_data.tags import TagSet, load_tagset
-from tagpr_data.teachers import ScriptedTeacher, ServedTeacher
+from tagpr_data.teachers import Policy, ScriptedTeacher, ServedTeacher
 from tagpr_data.vllm_chat import VllmOptions, VllmServer
+from tagpr_data.weighing import LabelWords
 
 if TYPE_CHECKING:
     import polars as pl
@@ -140,6 +141,9 @@ class ScriptedTeacherConfig(Attempts):
     habit_share: float = Field(default=0.0, ge=0, le=1)
     """Share of attempts that answer with the user's most frequent label whatever is asked: a teacher of mixed quality,
     to be seen through by selection or by reinforcement learning."""
+    policy: Policy = "votes"
+    """votes: a vote an item and a shared word. weighed: the places of the items, the words they alone share with the
+    input and the words that training users' past items of a label have (`weighing.py`); shorter traces."""
 
 
 class ServedTeacherConfig(ServerOptions, Attempts):
@@ -306,10 +310,10 @@ def generate_candidates(
 
 
 def teacher_plans(
-    config: CorpusConfig, tagset: TagSet, prices: Mapping[str, Price], limits: Limits
+    config: CorpusConfig, dataset: Dataset, tagset: TagSet, prices: Mapping[str, Price], limits: Limits
 ) -> list[TeacherPlan]:
-    """Give the teachers of a config with their attempts. Raises InputError for a served model without a price where
-    the cost is limited."""
+    """Give the teachers of a config with their attempts; a scripted one that weighs counts the data set's words here.
+    Raises InputError for a served model without a price where the cost is limited."""
     plans: list[TeacherPlan] = []
     for teacher in config.teacher:
         attempts = teacher.attempts or len(teacher.temperatures) or config.attempts
@@ -319,8 +323,9 @@ def teacher_plans(
             for attempt in range(attempts)
         )
         if isinstance(teacher, ScriptedTeacherConfig):
-            own = teacher.model_dump(include={"hindsight", "blind_attempts", "habit_share"})
-            plans.append(TeacherPlan(ScriptedTeacher(**own), samplings))
+            own = teacher.model_dump(include={"hindsight", "blind_attempts", "habit_share", "policy"})
+            words = _label_words(config, dataset) if teacher.policy == "weighed" else {}
+            plans.append(TeacherPlan(ScriptedTeacher(**own, words=words), samplings))
             continue
         if limits.max_cost is not None and teacher.name not in prices:
             known = ", ".join(sorted(prices)) or "none"
@@ -333,6 +338,13 @@ def teacher_plans(
         served = ServedTeacher(server, tagset, teacher.hindsight, revision, teacher.blind_attempts)
         plans.append(TeacherPlan(served, samplings, at_once, prices.get(teacher.name, FREE), ahead))
     return plans
+
+
+def _label_words(config: CorpusConfig, dataset: Dataset) -> dict[str, LabelWords]:
+    """Count the words of the labels of each task to be answered that has labels."""
+    asked = {dataset.task(name).name for name in config.tasks or [task.name for task in dataset.manifest.tasks]}
+    labelled = [task.name for task in dataset.manifest.tasks if task.labels and task.name in asked]
+    return {name: LabelWords.count(dataset, name) for name in labelled}
 
 
 def choose_examples(config: CorpusConfig, dataset: Dataset) -> "dict[Split, pl.DataFrame]":
@@ -359,9 +371,10 @@ def choose_examples(config: CorpusConfig, dataset: Dataset) -> "dict[Split, pl.D
             task: min(config.limits.get(split, rows.height), config.task_limits.get(task, rows.height))
             for task in rows["task"].unique()
         }
-        rows = rows.filter(
-            pl.int_range(pl.len()).over("task") < pl.col("task").replace_strict(most, return_dtype=pl.Int64)
-        )
+        if most:  # a data set of few people may have an empty split
+            rows = rows.filter(
+                pl.int_range(pl.len()).over("task") < pl.col("task").replace_strict(most, return_dtype=pl.Int64)
+            )
         chosen[split] = rows.sort("id").drop("draw")
     return chosen
 
@@ -488,7 +501,7 @@ class _Job:
         dataset, tagset = Dataset.load(config.dataset), load_tagset(config.tagset)
         if config.prices is not None and not asking.prices:
             asking = replace(asking, prices=read_prices(config.prices, None))
-        plans = teacher_plans(config, tagset, asking.prices, asking.limits)
+        plans = teacher_plans(config, dataset, tagset, asking.prices, asking.limits)
         check(engine)
         stages = _Stages(config.output / WORK / "stages.json", say)
         return cls(config, dataset, tagset, plans, asking, stages, progress, say, engine)

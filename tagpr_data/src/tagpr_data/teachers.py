@@ -11,19 +11,37 @@ in the profile does, it says so. Its sentences are ours; the paper's teacher is 
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tagpr_data import tags
 from tagpr_data.chat_server import ChatServer
 from tagpr_data.constrain import Constraint, request_fields
+from tagpr_data.phrases import (
+    citing,
+    citing_range,
+    content_of,
+    content_words,
+    counted,
+    is_quotable,
+    listing,
+    most_similar,
+    names_label,
+    quoted_listing,
+    shared_words,
+    topic_words,
+)
 from tagpr_data.prompts import PromptOptions, chat_prompt
 from tagpr_data.records import FinishReason, Message, ProfileItem, Sampling, Step, Task
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
 from tagpr_data.tags import TagSet
 from tagpr_data.vllm_chat import VllmServer
+from tagpr_data.weighing import LabelWords, likeliest, weigh, weighed_trace, words_for
+
+Policy = Literal["votes", "weighed"]
+"""How the scripted teacher judges and writes; see `ScriptedTeacher.policy`."""
 
 
 @dataclass(frozen=True)
@@ -99,24 +117,40 @@ class ScriptedTeacher:
     habit_share: float = 0.0
     """Share of attempts, in [0, 1], that go by habit: the user's most frequent label, whatever is asked. A teacher of
     mixed quality for experiments in which reinforcement learning has to choose the better way; true all the same."""
+    policy: Policy = "votes"
+    """votes: a vote an item and a shared word, long traces. weighed: the score of `weighing.py`, short traces that end
+    with what decided; of labels it knows the gold answer only where no item shows any, as what speaks against the
+    evidence cannot be learned from it."""
+    words: Mapping[str, LabelWords] = field(default_factory=dict[str, LabelWords])
+    """Task → words of its labels, for `weighed`."""
 
     @property
     def name(self) -> str:
         """Name in rows and manifest."""
         habit = f"-habit-{self.habit_share:g}" if self.habit_share else ""
-        return "scripted" + _suffix(self.hindsight, self.blind_attempts) + habit
+        policy = "" if self.policy == "votes" else f"-{self.policy}"
+        return "scripted" + policy + _suffix(self.hindsight, self.blind_attempts) + habit
 
     @property
     def revision(self) -> str:
-        """Hash of this file: other rules, other revision."""
-        return sha256_file(Path(__file__))[:16]
+        """Hash of the files with the rules, and of the words known: other rules, other revision."""
+        modules = ("teachers.py", "phrases.py", *(("weighing.py",) if self.policy == "weighed" else ()))
+        rules = [sha256_file(Path(__file__).with_name(module)) for module in modules]
+        return sha256_text(canonical_json([*rules, *([task, self.words[task].hash] for task in sorted(self.words))]))[
+            :16
+        ]
 
     async def write(self, assignment: Assignment) -> Reply:
         """Answer one assignment; never fails, counts no tokens."""
         is_told = self.hindsight and assignment.attempt >= self.blind_attempts
         by_habit = random.Random(f"habit/{assignment.seed}").random() < self.habit_share
         gold = assignment.gold if is_told and not by_habit else None
-        text = scripted_trace(assignment.task, assignment.input, assignment.items, gold, assignment.seed, by_habit)
+        task = assignment.task
+        if self.policy == "weighed" and not by_habit:
+            words = self.words.get(task.name)
+            text = weighed_scripted_trace(task, assignment.input, assignment.items, gold, assignment.seed, words)
+        else:
+            text = scripted_trace(task, assignment.input, assignment.items, gold, assignment.seed, by_habit)
         return Reply(text=text, finish_reason="stop")
 
     def stop(self) -> None:
@@ -215,6 +249,30 @@ def scripted_trace(
     return tags.render([Step(tag=tag, text=text) for tag, text in steps], answer)
 
 
+def weighed_scripted_trace(
+    task: Task,
+    input_text: str,
+    items: Sequence[ProfileItem],
+    gold: str | None,
+    seed: int,
+    words: LabelWords | None = None,
+) -> str:
+    """Give a tagged trace for one prompt under the policy `weighed`. `gold` matters to generation and, of labels, where
+    no item shows one; `words` are those of the task's labels. Else as `scripted_trace`."""
+    rng = random.Random(seed)
+    if task.kind == "generation":
+        steps, answer = _planned(task, input_text, items, gold, rng)
+    elif evidence := weigh(input_text, items, words):
+        steps, answer = weighed_trace(input_text, evidence, rng)
+    else:
+        shared = shared_words(input_text, items)
+        answer = (
+            gold or likeliest(input_text, task.labels or (), words) or _predicted_label(task, input_text, items, shared)
+        )
+        steps = _without_labels(input_text, shared, answer, rng, words_for(answer, input_text, words))
+    return tags.render([Step(tag=tag, text=text) for tag, text in steps], answer)
+
+
 _Steps = list[tuple[str, str]]
 
 
@@ -224,20 +282,20 @@ _Steps = list[tuple[str, str]]
 def _classification(
     task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random, by_habit: bool
 ) -> tuple[_Steps, str]:
-    shared = _shared_words(query, items)
+    shared = shared_words(query, items)
     answer = gold if gold is not None else _predicted_label(task, query, items, shared)
-    if not any(_is_quotable(item.label) for item in items):
+    if not any(is_quotable(item.label) for item in items):
         return _without_labels(query, shared, answer, rng), answer
 
-    seen = _most_similar(items, shared, limit=6)
-    labels = {number: label for number in seen if _is_quotable(label := items[number - 1].label) and label}
+    seen = most_similar(items, shared, limit=6)
+    labels = {number: label for number in seen if is_quotable(label := items[number - 1].label) and label}
     counts = Counter(labels.values())
     usual, usual_count = counts.most_common(1)[0]
     if by_habit:
         answer = usual
     supporters = [number for number, label in labels.items() if label == answer]
     nearest, evidence = _evidence(supporters, shared, items)
-    topic = _topic(query, [word for word, _ in evidence])
+    topic = topic_words(query, [word for word, _ in evidence])
 
     steps: _Steps = [("examine_examples", ", ".join(f'[P{n}] is "{label}"' for n, label in labels.items()) + ".")]
     if len(labels) > 1:
@@ -252,9 +310,9 @@ def _classification(
         steps.append(("apply_preference", f"The habit holds: {answer}, as in [P{supporters[0]}]."))
         return steps, answer
     if topic:
-        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
+        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {listing(topic)}."))
     if nearest is None:
-        why = f"the input names {answer} itself" if _names(query, answer) else _suggestion(topic, answer)
+        why = f"the input names {answer} itself" if names_label(query, answer) else _suggestion(topic, answer)
         steps.append(("resolve_conflict", f"No past item is {answer}, but {why}."))
     elif decided:
         steps.append(("apply_preference", _support(nearest, evidence, answer, "the habit holds")))
@@ -264,7 +322,7 @@ def _classification(
         steps.append(("compare_options", f'[P{nearest}] speaks for "{answer}", [P{rival}] for "{labels[rival]}".'))
         steps.append(("resolve_conflict", _support(nearest, evidence, answer, _suggestion(topic, answer))))
     if supporters and rng.random() < 0.25:
-        steps.append(("verify_answer", f"{answer} agrees with {_cited(supporters[:2])}."))
+        steps.append(("verify_answer", f"{answer} agrees with {citing(supporters[:2])}."))
     return steps, answer
 
 
@@ -273,9 +331,9 @@ def _evidence(
 ) -> tuple[int | None, list[tuple[str, str]]]:
     """Give the supporter that shares most words with the query which no other label's item has, and its two words
     that tell best: in few of the others' items, in many of the supporters'."""
-    own = [_content(items[number - 1]).lower() for number in supporters]
+    own = [content_of(items[number - 1]).lower() for number in supporters]
     answer = {items[number - 1].label for number in supporters}
-    others = [_content(item).lower() for item in items if item.label not in answer]
+    others = [content_of(item).lower() for item in items if item.label not in answer]
 
     words = {word for number in supporters for word, _ in shared[number - 1]}
     spread = {
@@ -293,19 +351,26 @@ def _evidence(
     return nearest, sorted(shared[nearest - 1], key=lambda pair: spread[pair[0]])[:2]
 
 
-def _without_labels(query: str, shared: Sequence[Sequence[tuple[str, str]]], answer: str, rng: random.Random) -> _Steps:
-    """Give steps for a profile that is empty or whose items carry no label (LaMP-1)."""
-    topic = _topic(query, [])
+def _without_labels(
+    query: str,
+    shared: Sequence[Sequence[tuple[str, str]]],
+    answer: str,
+    rng: random.Random,
+    telling: Sequence[str] = (),
+) -> _Steps:
+    """Give steps for a profile that is empty or whose items carry no label (LaMP-1); `telling` words of the input are
+    named first."""
+    topic = topic_words(query, [word.lower() for word in telling])
     steps: _Steps = []
     numbers = [number for number, words in enumerate(shared, start=1) if words][:3]
     if numbers:
-        found = ", ".join(f"[P{n}] has {_quoted_listing([form for _, form in shared[n - 1][:2]])}" for n in numbers)
+        found = ", ".join(f"[P{n}] has {quoted_listing([form for _, form in shared[n - 1][:2]])}" for n in numbers)
         steps.append(("examine_examples", f"{found}."))
     if topic:
-        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
+        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {listing(topic)}."))
     if numbers:
         words = [form for _, form in shared[numbers[0] - 1][:2]]
-        steps.append(("infer_preference", f"[P{numbers[0]}] shows that this user knows {_quoted_listing(words)}."))
+        steps.append(("infer_preference", f"[P{numbers[0]}] shows that this user knows {quoted_listing(words)}."))
     else:
         known = "The past items share no key word with the input" if shared else "Nothing is known about this user"
         steps.append(("resolve_conflict", f"{known}, so the input alone decides: {_suggestion(topic, answer)}."))
@@ -326,7 +391,7 @@ def _predicted_label(
     if votes:
         return votes.most_common(1)[0][0]
     known = task.labels or ("unknown",)
-    return next((label for label in known if _names(query, label)), known[0])
+    return next((label for label in known if names_label(query, label)), known[0])
 
 
 def _agreement(labels: dict[int, str], counts: Counter[str], rng: random.Random) -> str:
@@ -334,23 +399,23 @@ def _agreement(labels: dict[int, str], counts: Counter[str], rng: random.Random)
     numbers = [number for number, label in labels.items() if label == usual]
     if len(counts) == 1:
         opening = rng.choice(("All agree", "No difference"))
-        return f'{opening}: {_range(numbers)} are all "{usual}".'
+        return f'{opening}: {citing_range(numbers)} are all "{usual}".'
     if usual_count == 1:
-        return f"{rng.choice(('No two agree', 'All differ'))}: {_range(list(labels))}."
-    return f'{_cited(numbers)} are "{usual}", {usual_count} of {len(labels)}.'
+        return f"{rng.choice(('No two agree', 'All differ'))}: {citing_range(list(labels))}."
+    return f'{citing(numbers)} are "{usual}", {usual_count} of {len(labels)}.'
 
 
 def _support(number: int, evidence: Sequence[tuple[str, str]], answer: str, otherwise: str) -> str:
     """Say what speaks for the answer: the shared words of the item that carries it, or that there are none."""
     if evidence:
-        words = _quoted_listing([form for _, form in evidence])
+        words = quoted_listing([form for _, form in evidence])
         return f'[P{number}] shares {words} with the input and is "{answer}".'
     return f'[P{number}] is "{answer}" but shares no key word with the input; {otherwise}.'
 
 
 def _suggestion(topic: Sequence[str], answer: str) -> str:
     verb = "suggests" if len(topic) == 1 else "suggest"
-    return f"{_listing(topic[:2])} {verb} {answer}" if topic else f"{answer} is the best guess"
+    return f"{listing(topic[:2])} {verb} {answer}" if topic else f"{answer} is the best guess"
 
 
 # Generation: how the user's past titles look, measured, and the answer in that form.
@@ -378,13 +443,13 @@ def _generation(
     forms = {number: _form(item.title or item.text) for number, item in enumerate(items, start=1)}
     answer = gold if gold is not None else _predicted_text(query, forms)
     own = _form(answer)
-    in_answer = {word.lower() for word in _content_words(answer)}
-    topic = _topic(query, [word.lower() for word in _content_words(query) if word.lower() in in_answer])
+    in_answer = {word.lower() for word in content_words(answer)}
+    topic = topic_words(query, [word.lower() for word in content_words(query) if word.lower() in in_answer])
     body = answer[len(own.prefix) + 1 :].strip() if own.prefix else answer
 
     steps: _Steps = []
-    shared = _shared_words(query, items)
-    seen = _most_similar(items, shared, limit=6)
+    shared = shared_words(query, items)
+    seen = most_similar(items, shared, limit=6)
     quoted = [number for number in seen if forms[number].opening][: 3 if rng.random() < 0.3 else 2]
     if quoted:
         verb = rng.choice(("begins", "opens with"))
@@ -404,16 +469,58 @@ def _generation(
     else:
         steps.append(("infer_preference", _style(seen, with_prefix, forms)))
     if topic:
-        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {_listing(topic)}."))
+        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {listing(topic)}."))
     if own.prefix:
         if len(body.split()) <= 12 and not re.search(r"\[P|<", body):
             steps.append(("draft_answer", body))
         same = [number for number, form in forms.items() if form.prefix == own.prefix]
-        where = f" as in [P{same[0]}]" if same else ", which the input names" if _names(query, own.prefix) else ""
+        where = f" as in [P{same[0]}]" if same else ", which the input names" if names_label(query, own.prefix) else ""
         steps.append(("apply_preference", f"Prefix {own.prefix}{where or ', a new one'}."))
     else:
         first = "lower case" if own.is_lower else "a capital"
-        steps.append(("apply_preference", f"No prefix, {_count(len(body.split()), 'word')}, {first} first."))
+        steps.append(("apply_preference", f"No prefix, {counted(len(body.split()), 'word')}, {first} first."))
+    return steps, answer
+
+
+def _planned(
+    task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
+) -> tuple[_Steps, str]:
+    """Give a short plan of a text: how the user's own look, which words of the input to take up, prefix and length."""
+    forms = {number: _form(item.title or item.text) for number, item in enumerate(items, start=1)}
+    answer = gold if gold is not None else _predicted_text(query, forms)
+    own = _form(answer)
+    in_answer = {word.lower() for word in content_words(answer)}
+    reused = [word for word in content_words(query) if word.lower() in in_answer][:4]
+    same = [number for number, form in forms.items() if own.prefix and form.prefix == own.prefix]
+    with_prefix = [number for number, form in forms.items() if form.prefix]
+    without = [number for number, form in forms.items() if not form.prefix]
+
+    steps: _Steps = []
+    likest = [*same[:1], *most_similar(items, shared_words(query, items), limit=2)] if items else []
+    quoted = [number for number in dict.fromkeys(likest) if forms[number].opening][: rng.choice((1, 2, 2))]
+    if quoted:
+        verb = rng.choice(("begins", "opens with", "starts"))
+        found = ", ".join(f'[P{number}] {verb} "{forms[number].opening}"' for number in quoted)
+        steps.append(("examine_examples", f"{found}."))
+    if not items:
+        unknown = rng.choice(("Nothing is known about this user", "No past item to go by"))
+        steps.append(("resolve_conflict", f"{unknown}, so the input alone gives {task.answer_form}."))
+    elif with_prefix and without:
+        share = f"{len(with_prefix)} of {len(items)} have a prefix" if len(with_prefix) > 1 else "One has a prefix"
+        choice = rng.choice(("here one fits", "so has this")) if own.prefix else rng.choice(("here none", "not here"))
+        steps.append(("resolve_conflict", f"{share}, as [P{with_prefix[0]}], not [P{without[0]}]; {choice}."))
+    else:
+        steps.append(("infer_preference", _style(list(forms), with_prefix, forms)))
+    if topic := reused or topic_words(query, []):
+        opening = rng.choice(("Key words:", "The input mentions", "To take up:", "It is about"))
+        steps.append(("analyze_query", f"{opening} {listing(topic)}."))
+    length = counted(len(answer.split()), "word")
+    if own.prefix:
+        origin = f" as in [P{same[0]}]" if same else ", named in the input" if names_label(query, own.prefix) else ""
+        steps.append(("apply_preference", f"{length}, prefix {own.prefix}{origin or ', a new one'}."))
+    else:
+        first = "lower case" if own.is_lower else "a capital"
+        steps.append(("apply_preference", f"{length}, no prefix, {first} first."))
     return steps, answer
 
 
@@ -434,20 +541,20 @@ def _form(text: str) -> _Form:
 
 def _habit(seen: list[int], with_prefix: list[int], without: list[int], forms: dict[int, _Form]) -> str:
     if not without:
-        habit = f"{_range(seen)} all have a prefix"
+        habit = f"{citing_range(seen)} all have a prefix"
     elif not with_prefix:
-        habit = f"{_range(seen)} have no prefix"
+        habit = f"{citing_range(seen)} have no prefix"
     else:
         share = f"{len(with_prefix)} of {len(seen)}"
         if len(with_prefix) == 1:
-            habit = f"{share} has a prefix: {_cited(with_prefix)}, not {_cited(without[:1])}"
+            habit = f"{share} has a prefix: {citing(with_prefix)}, not {citing(without[:1])}"
         else:
-            habit = f"{share} have a prefix, as {_cited(with_prefix[:2])}"
+            habit = f"{share} have a prefix, as {citing(with_prefix[:2])}"
     lengths = [length for number in seen if (length := forms[number].words) is not None]
     if len(lengths) < len(seen):
         return f"{habit}."
     low, high = min(lengths), max(lengths)
-    return f"{habit}; {low} to {high} words." if low < high else f"{habit}; {_count(low, 'word')} each."
+    return f"{habit}; {low} to {high} words." if low < high else f"{habit}; {counted(low, 'word')} each."
 
 
 def _style(seen: list[int], with_prefix: list[int], forms: dict[int, _Form]) -> str:
@@ -468,98 +575,3 @@ def _predicted_text(query: str, forms: dict[int, _Form]) -> str:
         return body
     lower = 2 * sum(form.is_lower for form in forms.values()) > len(forms)
     return f"{prefixes[0]}: {body[:1].lower() + body[1:] if lower else body}"
-
-
-# Words, citations, small grammar.
-
-_WORD = re.compile(r"[^\W\d_](?:[\w'./+-]*\w)?")
-_HASH = re.compile(r"[0-9a-f]{7,}")
-_CODE = re.compile(r"\w_\w|[a-z][A-Z]|[A-Za-z]\d|/")
-_COMMON = frozenset(
-    re.findall(
-        r"\S+",
-        """
-        afterwards already cherry commit currently existing however picked rather similarly therefore
-        actually add added adds allow always avoid change changed changes check correct fix fixed fixes instead
-        make makes made move never remove removed removes
-        about after again all also and any are aren't because been before being both but can can't cannot could did
-        didn't does doesn't don't down each else even ever for from get gets got had has hasn't have having her here
-        his how i.e if into isn't it's its itself just like may might more most much must need needs new not now off
-        old one only other our out over own same see set should since so some still such than that that's the their
-        them then there these they this those through too two under until up use used uses using very was wasn't way
-        we well were what when where whether which while who why will with without won't would yet you your
-        """,
-    )
-)
-
-
-def _content_words(text: str) -> list[str]:
-    """Give the telling words of a text in order, each once, as they stand; 3 to 20 characters."""
-    found: dict[str, str] = {}
-    for word in _WORD.findall(text):
-        if 3 <= len(word) <= 20 and word.lower() not in _COMMON and not _HASH.fullmatch(word):
-            found.setdefault(word.lower(), word)
-    return list(found.values())
-
-
-def _shared_words(query: str, items: Sequence[ProfileItem]) -> list[list[tuple[str, str]]]:
-    """Give for each item the words of the query that stand in it, rarest among the items first: (lower case, as in
-    the item)."""
-    wanted = {word.lower() for word in _content_words(query)}
-    texts = [_content(item).lower() for item in items]
-    spread = {word: sum(word in text for text in texts) for word in wanted}
-    shared: list[list[tuple[str, str]]] = []
-    for item in items:
-        own = {word.lower(): word for word in _content_words(_content(item)) if word.lower() in wanted}
-        shared.append(sorted(own.items(), key=lambda pair: (spread[pair[0]], -len(pair[0]), pair[0])))
-    return shared
-
-
-def _content(item: ProfileItem) -> str:
-    return f"{item.title or ''}\n{item.text}"
-
-
-def _topic(query: str, first: Sequence[str], limit: int = 2) -> list[str]:
-    """Give up to `limit` telling words of the query in its order: those in `first` (lower case), then names of code
-    (`glXWait`, `fb_copy`), then long words, which are rarer than short ones."""
-    words = _content_words(query)
-    by_worth = sorted(words, key=lambda word: (word.lower() not in first, not _CODE.search(word), -len(word)))
-    return [word for word in words if word in by_worth[:limit]]
-
-
-def _names(query: str, label: str) -> bool:
-    """Whether the label stands in the query as a word of its own."""
-    return re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", query.lower()) is not None
-
-
-def _most_similar(items: Sequence[ProfileItem], shared: Sequence[Sequence[tuple[str, str]]], limit: int) -> list[int]:
-    """Give the numbers of the `limit` items that share most words with the query, in prompt order."""
-    numbers = sorted(range(1, len(items) + 1), key=lambda number: (-len(shared[number - 1]), number))
-    return sorted(numbers[:limit])
-
-
-def _is_quotable(label: str | None) -> bool:
-    return bool(label) and not re.search(r"[\"<>\[\]\n…]", label or "")
-
-
-def _cited(numbers: Sequence[int]) -> str:
-    return _listing([f"[P{number}]" for number in numbers])
-
-
-def _range(numbers: Sequence[int]) -> str:
-    """Cite ascending numbers, as a range where they leave none out."""
-    if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"[P{numbers[0]}] to [P{numbers[-1]}]"
-    return _cited(numbers)
-
-
-def _quoted_listing(words: Sequence[str]) -> str:
-    return _listing([f'"{word}"' for word in words])
-
-
-def _listing(words: Sequence[str]) -> str:
-    return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part) if words else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
