@@ -11,9 +11,11 @@ from tagpr_data import generate, select, validate
 from tagpr_data.build import CorpusConfig, build, choose_examples, code_files
 from tagpr_data.cli import app
 from tagpr_data.config import load
+from tagpr_data.dataset import Dataset
 from tagpr_data.engine import Engine
 from tagpr_data.errors import InputError
 from tagpr_data.records import CorpusManifest, Rejected, Trace
+from tagpr_data.sources import personas
 from tagpr_data.tables import read_json, read_records
 
 
@@ -45,6 +47,16 @@ def test_the_same_input_gives_the_same_bytes_in_two_folders(song_config, tmp_pat
         "data_docs/index.html", "data_docs/report.json",
     }  # fmt: skip
     assert first == files_of(tmp_path / "other")
+
+
+def test_a_split_without_an_example_is_built_as_one(tmp_path):
+    personas.construct(tmp_path / "three", users=3)  # nobody is left for validation
+    assert Dataset.load(tmp_path / "three").manifest.files["examples/validation.parquet"].rows == 0
+    chosen = choose_examples(
+        CorpusConfig(name="three", dataset=tmp_path / "three", output=tmp_path / "c", limits={"train": 5}, per_user=9),
+        Dataset.load(tmp_path / "three"),
+    )
+    assert {split: rows.height for split, rows in chosen.items()} == {"train": 10, "validation": 0}
 
 
 def test_a_corpus_holds_every_candidate_and_says_so(song_config):

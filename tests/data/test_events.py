@@ -294,7 +294,7 @@ def test_a_missing_file_column_or_encoding_is_named(tmp_path):
         construct(tmp_path / "out", tmp_path / "none.csv")
     with pytest.raises(InputError, match="a rating task needs the column that holds the score: give --score"):
         construct(tmp_path / "out", path, "rating", EventColumns(user="who", time="when", text="what"))
-    with pytest.raises(InputError, match="'klingon' is unknown"):
+    with pytest.raises(InputError, match="'klingon' is not one that is read"):
         construct(tmp_path / "out", path, encoding="klingon")
 
 
@@ -367,3 +367,59 @@ def test_memory_stays_bounded_on_a_large_table(tmp_path):
         [sys.executable, "-c", script, path, tmp_path / "out"], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 1_000
+
+
+def test_a_row_too_long_or_without_an_end_costs_no_other_row(tmp_path):
+    path, said = write_csv(tmp_path / "t.csv", rows()), list[str]()
+    text = path.read_text()
+    path.write_text(text + f"user 1,2020-02-01,{'x' * 3_000_000},tag,head,1,bare,long\n")
+    construct(tmp_path / "out", path, said=said)
+    assert "t.csv, line 38: not a row (line size over maximum)" in said
+    path.write_text(text + 'user 1,2020-02-01,"never closed,tag,head,1,bare,open\n' + text.split("\n", 1)[1])
+    manifest = construct(tmp_path / "out", path, said=said)
+    assert manifest.users == 3 and "t.csv, line 38: not a row (unquoted value)" in said
+
+
+def test_line_ends_breaks_inside_quotes_and_columns_without_a_name_are_read(tmp_path):
+    table = rows()
+    table[5]["what"] = 'two\nlines, "quoted"'
+    plain = write_csv(tmp_path / "t.csv", table).read_bytes()
+    whole = construct(tmp_path / "crlf", tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes(plain.replace(b"\r\n", b"\n"))
+    assert construct(tmp_path / "lf", tmp_path / "t.csv").files == whole.files
+    lines = plain.replace(b"two\nlines", b"two lines").split(b"\r\n")
+    (tmp_path / "t.csv").write_bytes(b"\r\n".join(line + b",," if line else line for line in lines))
+    assert construct(tmp_path / "unnamed", tmp_path / "t.csv").users == whole.users
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("who,when,what,what,tag", "2 columns 'what' \\(for the text\\)"),
+        ('who,when,"what', "opens a quote that it does not close"),
+    ],
+)
+def test_a_header_that_can_be_read_in_two_ways_is_refused(tmp_path, header, message):
+    (tmp_path / "t.csv").write_text(f"{header}\na,2020-01-01,b,c,d\n")
+    columns = EventColumns(user="who", time="when", text="what", label="tag")
+    with pytest.raises(InputError, match=message):
+        construct(tmp_path / "out", tmp_path / "t.csv", columns=columns)
+
+
+def test_a_task_has_a_name_also_where_its_table_is_called_something_else(tmp_path):
+    path = write_csv(tmp_path / "my posts (é).csv", rows())
+    command = ["construct", "events", str(path), "--user", "who", "--time", "when", "--text", "what", "--label", "tag"]
+    command += ["--task", "classification", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "my-posts-classification" in result.stdout, result.output
+    result = CliRunner().invoke(app, [*command, "--name", "my posts"])
+    assert isinstance(result.exception, InputError) and "'my posts' is no name for a task" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["latin1", "ISO-8859-1"])
+def test_other_names_of_an_encoding_are_known_and_other_encodings_refused(tmp_path, name):
+    table = [{**line, "tag": "é"} for line in rows()]
+    path = write_csv(tmp_path / "t.csv", table, encoding="latin-1")
+    assert construct(tmp_path / "out", path, encoding=name).tasks[0].labels == ("é",)
+    with pytest.raises(InputError, match="'cp1252' is not one that is read; a table is utf-8, latin-1 or utf-16"):
+        construct(tmp_path / "out", path, encoding="cp1252")

@@ -120,7 +120,7 @@ def events(
 ) -> None:
     """Build a task from any table of dated user events. Unusable rows are counted, the first of each kind named."""
     from tagpr_data.construct import SplitOptions
-    from tagpr_data.sources.events import EventColumns, construct
+    from tagpr_data.sources.events import EventColumns, construct, default_name
 
     options = SplitOptions(
         split=split, min_history=min_history, min_earlier=min_earlier, held_out=held_out, train_cap=train_cap or None,
@@ -130,7 +130,7 @@ def events(
         user=user, time=time, text=text, label=label, title=title, score=score, plain=plain, id=event_id
     )
     manifest = construct(
-        output, file, name=name or f"{file.name.partition('.')[0]}-{task}", form=task, columns=columns,
+        output, file, name=name or default_name(file, task), form=task, columns=columns,
         question=question, licence=licence, time_format=time_format, encoding=encoding, options=options,
         user_map=user_map, report=_progress,
     )  # fmt: skip

@@ -12,9 +12,11 @@ become u0001, u0002, … by their first event. What a task asks of which column:
                                              the other one is some other user's, both drawn by seed
 """
 
+import codecs
 import gzip
 import hashlib
 import itertools
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -50,6 +52,9 @@ _QUESTIONS: Mapping[Form, tuple[str, str, str]] = {
     "choice": ("Which of the two is by this user?", "[1] or [2]", "{text}"),
 }
 """Default question, answer form and item template."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_ENCODINGS = {"utf-8": "utf-8", "utf-8-sig": "utf-8", "ascii": "utf-8", "iso8859-1": "latin-1", "utf-16": "utf-16"}
+"""Python's names of encodings → DuckDB's."""
 MAX_LABELS = 100
 CHUNK_EVENTS = 20_000
 """So many events, and those of one more user, are in memory at once."""
@@ -97,9 +102,15 @@ def construct(
     can say what was meant (`1234` beside `"2020-01-01"`).
     """
     options = options or SplitOptions()
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{shorten(name)} is no name for a task; it is made of letters without accents, digits, '_', '-' and '.', "
+            f"and begins with a letter or digit (--name)"
+        )
     check_target(folder, name)
     if user_map is not None:
         pseudonyms.check_place(user_map, folder)
+    encoding = _encoding(encoding)
     needed = _NEEDS[form]
     if needed and getattr(columns, needed) is None:
         raise InputError(f"a {form} task needs the column that holds the {needed}: give --{needed} COLUMN")
@@ -141,6 +152,11 @@ def construct(
         return manifest
 
 
+def default_name(file: Path, form: Form) -> str:
+    """Give a task the name of its table, as far as a name may hold it: `my posts.csv` → `my-posts-rating`."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', file.name.partition('.')[0]).strip('-._') or 'events'}-{form}"
+
+
 def read_columns(file: Path, encoding: str = "utf-8") -> list[str]:
     """Give the column names of a table: the header of a CSV, the keys of the first JSON object, Parquet's schema."""
     kind = _kind(file)
@@ -165,7 +181,20 @@ def read_columns(file: Path, encoding: str = "utf-8") -> list[str]:
         return [str(key) for key in keys]
     import csv
 
+    if first.count('"') % 2:
+        raise InputError(f"{file}, line 1 opens a quote that it does not close; column names stand on one line")
     return next(csv.reader([first], delimiter=_delimiter(first)), [])
+
+
+def _encoding(name: str) -> str:
+    """Give an encoding as DuckDB calls it."""
+    try:
+        known = _ENCODINGS.get(codecs.lookup(name).name)
+    except LookupError:
+        known = None
+    if known is None:
+        raise InputError(f"--encoding {name!r} is not one that is read; a table is utf-8, latin-1 or utf-16")
+    return known
 
 
 def _load(
@@ -181,6 +210,10 @@ def _load(
     for role, column in _named(columns).items():
         if column not in found:
             raise InputError(f"{file} has no column {column!r} (for the {role}); it has: {', '.join(found)}")
+        if found.count(column) > 1:
+            raise InputError(
+                f"{file} has {found.count(column)} columns {column!r} (for the {role}); rename all but one"
+            )
     kind = _kind(file)
     skipped: Counter[str] = Counter()
     if kind == "json":
@@ -188,11 +221,16 @@ def _load(
     elif kind == "parquet":
         source, given = "read_parquet($file)", {}
     else:
+        # nothing is guessed: a guess fails on the whole table for one row without an end or of many megabytes
         source = (
-            "read_csv($file, all_varchar = true, header = true, delim = $delimiter, quote = '\"', escape = '\"', "
-            "encoding = $encoding, store_rejects = true, ignore_errors = true, strict_mode = true)"
+            "read_csv($file, auto_detect = false, columns = $columns, header = true, delim = $delimiter, quote = '\"', "
+            "escape = '\"', encoding = $encoding, store_rejects = true, ignore_errors = true, strict_mode = true)"
         )
-        given = {"delimiter": _delimiter(_first_line(file, encoding)), "encoding": encoding}
+        given = {
+            "delimiter": _delimiter(_first_line(file, encoding)),
+            "encoding": encoding,
+            "columns": {f"column {place}": "VARCHAR" for place in range(len(found))},
+        }
     parts = ["row_number() OVER () AS row"]
     for role in EventColumns.model_fields:
         column = _named(columns).get(role)
@@ -203,7 +241,8 @@ def _load(
                 f'json ->> {_pointer(column)} AS "{role}", json_type(json, {_pointer(column)}) AS "{role}_type"'
             )
         else:
-            parts.append(f'CAST({_quote(column, chr(34))} AS VARCHAR) AS "{role}"')
+            own = f"column {found.index(column)}" if kind == "csv" else column
+            parts.append(f'CAST({_quote(own, chr(34))} AS VARCHAR) AS "{role}"')
     if kind == "json":
         parts.append("json IS NULL AS is_broken")
     else:
@@ -459,8 +498,6 @@ def _first_line(file: Path, encoding: str) -> str:
         line.encode("utf-8")
     except (UnicodeError, gzip.BadGzipFile, EOFError) as error:
         raise InputError(f"{file}, line 1 cannot be read as {encoding} ({error}); is --encoding right?") from None
-    except LookupError:
-        raise InputError(f"--encoding {encoding!r} is unknown; for example utf-8, latin-1 or utf-16") from None
     if not line.strip():
         raise InputError(f"{file} is empty or begins with an empty line; its first line must name the columns")
     return line
