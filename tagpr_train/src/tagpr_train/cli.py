@@ -462,7 +462,8 @@ def _progress(minutes: float | None) -> Generator[Callable[[dict[str, Any]], Non
 
     console = Console(stderr=True, quiet=not is_first_launched())
     last = -float(_PLAIN_SECONDS)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("preparing", total=None)
 
         def report(line: dict[str, Any]) -> None:
