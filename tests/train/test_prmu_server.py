@@ -23,11 +23,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from tagpr_data.errors import CheckFailed, InputError
+from tagpr_data.prmu_client import RemotePRMU
 from tagpr_data.records import Message, ProfileItem
 from tagpr_train import rl_judge
 from tagpr_train.config import Rl
 from tagpr_train.prmu import PRMU
-from tagpr_train.prmu_client import RemotePRMU
 from tagpr_train.prmu_server import Full, Limits, ScoreGroup, Scorer
 
 ITEMS = [

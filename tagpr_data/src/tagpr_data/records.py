@@ -17,7 +17,8 @@ Records are frozen, refuse unknown keys, and document each field in place; `sche
                       rejected.jsonl          RejectedChain
                       candidates.jsonl        Candidate         (where the chains were attempts)
                       manifest.json           AnnotationManifest (written last)
-    run folder        predictions/*.parquet   Prediction
+    run folder        predictions.parquet     Prediction
+                      samples.parquet         SampledAnswer     (where each question is answered several times)
                       run.json                RunManifest
       + faithfulness/   interventions.parquet   Intervention
                       faithfulness.json       Faithfulness
@@ -552,6 +553,22 @@ class Prediction(Record):
     logarithm) that it follows the prompt, summed over its tokens."""
     gold: str | None = None
     """Gold answer."""
+
+
+class SampledAnswer(Prediction):
+    """One of several answers of one model to one question; a row of `samples.parquet`."""
+
+    sample: int = Field(ge=0)
+    """Which one, in the order drawn; 0 is the one in `predictions.parquet`."""
+
+
+class CompletionScore(Record):
+    """What a PRMU thinks of one completion for one person; a line of `scores.jsonl` beside best-of answers."""
+
+    key: Sha256
+    """Hash of what was scored: example, whose items, what of them was known, and the completion."""
+    score: float
+    """In nats; higher is better."""
 
 
 class Sample(Record):

@@ -14,6 +14,7 @@ from tagpr_data.records import (
     Audit,
     Candidate,
     ChainRow,
+    CompletionScore,
     CorpusManifest,
     DatasetManifest,
     Example,
@@ -29,14 +30,15 @@ from tagpr_data.records import (
     Rollout,
     RunManifest,
     Sample,
+    SampledAnswer,
     Task,
     Trace,
 )
 
 WRITTEN: tuple[type[Record], ...] = (
-    AnnotatedChain, AnnotationManifest, AnsweringChain, Audit, Candidate, ChainRow, CorpusManifest, DatasetManifest,
-    Example, Faithfulness, Intervention, PairsManifest, Prediction, PreferencePair, ProfileItem, Rejected,
-    RejectedChain, Rollout, RunManifest, Sample, Task, Trace,
+    AnnotatedChain, AnnotationManifest, AnsweringChain, Audit, Candidate, ChainRow, CompletionScore, CorpusManifest,
+    DatasetManifest, Example, Faithfulness, Intervention, PairsManifest, Prediction, PreferencePair, ProfileItem,
+    Rejected, RejectedChain, Rollout, RunManifest, Sample, SampledAnswer, Task, Trace,
 )  # fmt: skip
 """Every record that is written to disk as a row or a file of its own."""
 

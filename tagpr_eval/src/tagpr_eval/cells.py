@@ -23,6 +23,7 @@ from tagpr_data.tags import TagSet, load_tagset
 from tagpr_data.tasks import LAMP_TASKS
 from tagpr_eval import sample_scores, stats
 from tagpr_eval.config import model_name
+from tagpr_eval.grid import WHOLE_PROFILE, WRONG_USER
 
 if TYPE_CHECKING:
     import polars as pl
@@ -120,7 +121,7 @@ class Cell:
     @property
     def setting(self) -> str:
         """Retriever, k, style and protocol in one line."""
-        if self.is_baseline:
+        if self.is_baseline and (self.retriever, self.k) in ((WHOLE_PROFILE, 0), (WRONG_USER, 0)):
             return "wrong user" if self.control else "whole profile"
         where = "no profile" if self.control == "none" else f"{self.retriever}, k = {self.k}"
         how = self.style if self.protocol == "generation" else f"{self.style}, {self.protocol}"

@@ -141,6 +141,9 @@ class EvaluationConfig(Config):
     """How an answer is got (`records.Protocol`). `log-likelihood`: `hf:` models, tasks with labels, style direct."""
     sampling: Decoding = Decoding()
     """How models write."""
+    samples: int = Field(default=1, ge=1)
+    """Answers of each model to each question; more than one need a temperature above 0. The first is the prediction,
+    all are in `samples.parquet`, where `best-of` chooses among them."""
     chat: ChatOptions = ChatOptions()
     """What is put around a prompt."""
     local: LocalOptions = LocalOptions()
@@ -159,6 +162,16 @@ class EvaluationConfig(Config):
                 raise ValueError(f"{name} names something twice: {', '.join(map(str, values))}")
             if not values and name != "tasks":
                 raise ValueError(f"{name} is empty")
+        return self
+
+    @model_validator(mode="after")
+    def _samples_that_differ(self) -> Self:
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(f"samples = {self.samples} at temperature 0 are {self.samples} times the same: raise it")
+        if self.samples > 1 and "log-likelihood" in self.protocols:
+            raise ValueError(
+                f"samples = {self.samples}: protocol log-likelihood gives one answer; ask it in another run"
+            )
         return self
 
     @model_validator(mode="after")

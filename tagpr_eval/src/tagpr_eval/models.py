@@ -16,6 +16,7 @@ from typing import Protocol
 from tagpr_data.constrain import Constraint
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import FinishReason, Message, Sampling
+from tagpr_data.tables import sha256_text
 from tagpr_eval.baselines import BASELINES
 from tagpr_eval.config import EvaluationConfig, ServerOptions
 
@@ -144,3 +145,9 @@ def is_begun(messages: Messages) -> bool:
 def effective_seed(sampling: Sampling, seed: int) -> int:
     """Give the seed that matters: greedy answers depend on none, so that all seeds share them."""
     return seed if sampling.temperature > 0 else 0
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """Give the seed of the n-th answer (from 0) to a question; the first one's is `seed` itself, so that it is the
+    answer of a run that asks once."""
+    return int(sha256_text(f"{seed}/{sample}")[:8], 16) if sample else seed

@@ -59,6 +59,8 @@ def rerun(
         raise InputError(f"{folder} is a run of kind {before.kind!r}; rerun repeats evaluations")
     if before.status != "complete":
         raise CheckFailed(f"{folder} is {before.status}; finish it with its own command, then repeat it")
+    if "best_of" in before.config:
+        raise InputError(f"{folder} is a choice among answers: repeat the run that gave them, then best-of")
     if output.resolve() == folder.resolve():
         raise InputError(f"--output {output} is the run itself; give another folder")
     config = EvaluationConfig.model_validate(before.config)

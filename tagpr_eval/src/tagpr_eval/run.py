@@ -3,6 +3,7 @@
     RUN/run.json             records.RunManifest: settings, data hash, versions; status `complete` at the end
     RUN/samples.jsonl        what models wrote, appended as it arrives (store.py)
     RUN/prompts/             the cells' prompts, which any lighteval model can be run on (lighteval_tasks.py)
+    RUN/samples.parquet      records.SampledAnswer, where each question is answered several times (best_of.py)
     RUN/predictions.parquet  records.Prediction, one row per model, cell and example; written last but run.json
     RUN/lighteval/           results and details in lighteval's own format
 
@@ -29,7 +30,7 @@ from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.lamp import metrics
 from tagpr_data.provenance import git_revision, versions
-from tagpr_data.records import Example, Prediction, RunManifest, Sample, Task
+from tagpr_data.records import Example, Prediction, RunManifest, Sample, SampledAnswer, Task
 from tagpr_data.retrieve import Encode
 from tagpr_data.tables import canonical_json, frame_from_records, read_json, sha256_text, write_json, write_table
 from tagpr_data.tags import TagSet, load_tagset
@@ -38,12 +39,13 @@ from tagpr_eval.baselines import BASELINES, READS_PROFILE, Situation
 from tagpr_eval.config import EvaluationConfig
 from tagpr_eval.grid import Cell, Prompter, Question, baseline_cells, cells, draw, draw_order
 from tagpr_eval.meter import Meter, NoMeter
-from tagpr_eval.models import Completion, Model, Prompt, Spec, effective_seed, open_model, parse_spec
+from tagpr_eval.models import Completion, Model, Prompt, Spec, effective_seed, open_model, parse_spec, sample_seed
 from tagpr_eval.store import SampleStore, sample_key
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions.parquet"
+SAMPLES = "samples.parquet"
 PREDICTION_KEY = ("model", "task", "retriever", "k", "style", "seed", "protocol", "example_id")
 PACKAGES = ("tagpr-data", "tagpr-eval", "lighteval", "torch", "transformers", "peft", "tokenizers")
 _SMALLEST_BLOCK = 16
@@ -135,6 +137,10 @@ def evaluate(
                 else asked[spec.name].predictions(status == "partial")
             )
         ]
+        if config.samples > 1:
+            drawn = [row for one in asked.values() for row in one.all_samples(status == "partial")]
+            frame = frame_from_records(drawn, SampledAnswer)
+            write_table(output / SAMPLES, frame, SampledAnswer, (*PREDICTION_KEY, "sample"))
         styles = {name: configs[name].styles for name in models}
         frame = frame_from_records(predictions, Prediction)
         write_table(output / PREDICTIONS, frame, Prediction, PREDICTION_KEY)
@@ -154,8 +160,8 @@ def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harn
         _same(
             folder,
             "settings than the first shard",
-            _without_speed(manifest.config),
-            _without_speed(manifests[0].config),
+            _comparable(manifest.config),
+            _comparable(manifests[0].config),
         )
         _same(folder, "data than the first shard", manifest.data, manifests[0].data)
         if "models" not in manifest.results:
@@ -301,16 +307,18 @@ class _Asked:
         if config.sampling.constrain != "no":
             identity = sha256_text(canonical_json([identity, plan.tagset.hash]))
         self.questions = {cell: rows for cell, rows in plan.questions.items() if cell.style in config.styles}
-        self._keys: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str], tuple[str, ...]] = {}  # one for each sample
         prompts: dict[str, Prompt] = {}
         for cell, rows in self.questions.items():
             labels = (plan.tasks[cell.task].labels or ()) if cell.protocol == "log-likelihood" else ()
-            seed = 0 if labels else effective_seed(config.sampling, cell.seed)
+            first = 0 if labels else effective_seed(config.sampling, cell.seed)
+            seeds = [sample_seed(first, sample) for sample in range(config.samples)]
             for row in rows:
-                key = sample_key(identity, row.prompt_hash, config.sampling, seed, labels)
-                self._keys[cell.name, row.example.id] = key
+                keys = [sample_key(identity, row.prompt_hash, config.sampling, seed, labels) for seed in seeds]
+                self._keys[cell.name, row.example.id] = tuple(keys)
                 constraint = None if labels else _constraint(config, plan, row)
-                prompts.setdefault(key, Prompt(row.messages, seed, labels, constraint))
+                for key, seed in zip(keys, seeds, strict=True):
+                    prompts.setdefault(key, Prompt(row.messages, seed, labels, constraint))
         self._open_cells = _OpenCells(self._keys, store)
         self._sample_keys = sorted(prompts)  # so that the plan of batches does not depend on the order of cells
         self._prompts = [prompts[key] for key in self._sample_keys]
@@ -320,7 +328,7 @@ class _Asked:
 
         def answers_of(pairs: Sequence[tuple[str, str]]) -> list[Sample]:
             self.answer_all(meter, purse)
-            return [self._store[self._keys[pair]] for pair in pairs]
+            return [self._store[self._keys[pair][0]] for pair in pairs]
 
         return answers_of
 
@@ -328,17 +336,26 @@ class _Asked:
         """Give one prediction per question that is answered; `of_whole_examples`, of the examples that stand before
         the first one of the draw that lacks an answer in some cell. Which these are does not depend on how long their
         prompts are, and all cells have the same ones."""
+        return [
+            _prediction(self._name, row, self._store[self._keys[cell.name, row.example.id][0]])
+            for cell, row in self._answered(of_whole_examples)
+        ]
+
+    def all_samples(self, of_whole_examples: bool) -> list[SampledAnswer]:
+        """Give every sample of the questions of `predictions`."""
+        return [
+            SampledAnswer.model_validate(dict(_prediction(self._name, row, self._store[key])) | {"sample": sample})
+            for cell, row in self._answered(of_whole_examples)
+            for sample, key in enumerate(self._keys[cell.name, row.example.id])
+        ]
+
+    def _answered(self, of_whole_examples: bool) -> list[tuple[Cell, Question]]:
         by_example = self._keys_by_example()
         kept = set(by_example)
         if of_whole_examples:
             is_whole = lambda example_id: all(key in self._store for key in by_example[example_id])  # noqa: E731
             kept = set(itertools.takewhile(is_whole, by_example))
-        return [
-            _prediction(self._name, row, self._store[self._keys[cell.name, row.example.id]])
-            for cell, rows in self.questions.items()
-            for row in rows
-            if row.example.id in kept
-        ]
+        return [(cell, row) for cell, rows in self.questions.items() for row in rows if row.example.id in kept]
 
     def samples(self) -> list[Sample]:
         """Give the model's samples that are there."""
@@ -358,8 +375,8 @@ class _Asked:
     def _keys_by_example(self) -> dict[str, list[str]]:
         """The sample keys of each example, in the order of the draw."""
         by_example: dict[str, list[str]] = {}
-        for (_, example_id), key in self._keys.items():
-            by_example.setdefault(example_id, []).append(key)
+        for (_, example_id), keys in self._keys.items():
+            by_example.setdefault(example_id, []).extend(keys)
         return {example_id: by_example[example_id] for example_id in sorted(by_example, key=draw_order)}
 
     def _blocks(self, most: int | None) -> list[list[int]]:
@@ -382,15 +399,16 @@ class _Asked:
 class _OpenCells:
     """Counts the cells that have all their answers, as these come in."""
 
-    def __init__(self, keys: Mapping[tuple[str, str], str], store: SampleStore) -> None:
-        """`keys`: (cell, example) → sample."""
+    def __init__(self, keys: Mapping[tuple[str, str], Sequence[str]], store: SampleStore) -> None:
+        """`keys`: (cell, example) → its samples."""
         open_keys: dict[str, set[str]] = {}
         self._cells_of: dict[str, set[str]] = {}
-        for (cell, _), key in keys.items():
+        for (cell, _), samples in keys.items():
             open_keys.setdefault(cell, set())
-            if key not in store:
-                open_keys[cell].add(key)
-                self._cells_of.setdefault(key, set()).add(cell)
+            for key in samples:
+                if key not in store:
+                    open_keys[cell].add(key)
+                    self._cells_of.setdefault(key, set()).add(cell)
         self._missing = {cell: len(found) for cell, found in open_keys.items()}
         self._done = sum(not count for count in self._missing.values())
 
@@ -573,7 +591,7 @@ def _open(output: Path, config: EvaluationConfig, dataset: Dataset, identities: 
     data = {dataset.manifest.name: dataset.manifest.content_hash}
     if path.exists():
         found = read_json(path, RunManifest)
-        _same(output, "settings", _without_speed(found.config), _without_speed(settings))
+        _same(output, "settings", _comparable(found.config), _comparable(settings))
         _same(output, "data", found.data, data)
         if found.status == "complete":
             _same(output, "models", found.results.get("models", {}), identities)
@@ -611,9 +629,10 @@ def _same(output: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]
             )
 
 
-def _without_speed(settings: dict[str, Any]) -> dict[str, Any]:
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Give settings without those that change no answer, and with `samples`, which older runs do not have."""
     server = {key: value for key, value in settings.get("server", {}).items() if key not in _SPEED_SETTINGS}
-    return {**settings, "server": server}
+    return {"samples": 1, **settings, "server": server}
 
 
 def _results(
@@ -628,24 +647,33 @@ def _results(
         (name, cell): [] for name in identities for cell in plan.grid if cell.style in styles[name]
     }
     for row in predictions:
-        cell = Cell(row.task, row.retriever, row.k, row.style, row.seed, row.protocol)  # pyright: ignore[reportArgumentType] - was one
-        by_cell.setdefault((row.model, cell), []).append(row)
+        by_cell.setdefault((row.model, cell_of(row)), []).append(row)
     return {
         "models": identities,
         "predictions": len(predictions),
         "samples": samples,
         "cells": [
-            {
-                "model": model,
-                "cell": cell.name,
-                "n": len(rows),
-                "missing": sum(row.task == cell.task for row in plan.examples) - len(rows),
-                "metrics": _metrics(plan.tasks[cell.task], rows),
-                "cut_at_length": sum(row.finish_reason == "length" for row in rows),
-                "shorter_profiles": sum(row.profile_size < cell.k for row in rows),
-            }
+            cell_result(model, cell, rows, plan.tasks[cell.task], sum(row.task == cell.task for row in plan.examples))
             for (model, cell), rows in by_cell.items()
         ],
+    }
+
+
+def cell_of(row: Prediction) -> Cell:
+    """Give the cell of a prediction."""
+    return Cell(row.task, row.retriever, row.k, row.style, row.seed, row.protocol)  # pyright: ignore[reportArgumentType] - was one
+
+
+def cell_result(model: str, cell: Cell, rows: Sequence[Prediction], task: Task, examples: int) -> dict[str, Any]:
+    """Give the headline numbers of one cell, whose task has so many `examples`."""
+    return {
+        "model": model,
+        "cell": cell.name,
+        "n": len(rows),
+        "missing": examples - len(rows),
+        "metrics": _metrics(task, rows),
+        "cut_at_length": sum(row.finish_reason == "length" for row in rows),
+        "shorter_profiles": sum(row.profile_size < cell.k for row in rows),
     }
 
 

@@ -23,8 +23,8 @@ from tagpr_train.rewards import Reward
 from tagpr_train.rl_prompts import Question
 
 if TYPE_CHECKING:
+    from tagpr_data.prmu_client import RemotePRMU
     from tagpr_train.prmu import PRMU
-    from tagpr_train.prmu_client import RemotePRMU
 
 COMPONENTS = ("answer", "tags", "personal", "overlong")
 GATE_FILE = "prmu_eval.json"
@@ -170,7 +170,7 @@ def load_prmu(config: Rl) -> "PRMU | RemotePRMU | None":
         return None
     assert config.prmu is not None, "the settings see to it"
     if config.prmu.startswith(("http://", "https://")):
-        from tagpr_train.prmu_client import RemotePRMU
+        from tagpr_data.prmu_client import RemotePRMU
 
         remote = RemotePRMU(config.prmu)
         if not config.ignore_gate:

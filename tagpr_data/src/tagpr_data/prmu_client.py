@@ -1,8 +1,8 @@
-"""A PRMU on another machine, used as one in this process: the reward's side of `prmu_server`.
+"""A PRMU on another machine, used as one in this process: the reward in RL, and the choice among several answers.
 
-Guarantee: scores come in the order asked and are those of the weights that answered first; a server that serves other
-weights meanwhile is an error. A server that is busy or away is asked again, for a bounded time, then the run ends with
-a message and goes on with --resume. Requests are cut to the server's limits.
+The server is `tagpr-train serve-prmu`. Guarantee: scores come in the order asked and are those of the weights that
+answered first; a server that serves other weights meanwhile is an error. A server that is busy or away is asked again,
+for a bounded time, then the run ends with a message and can go on later. Requests are cut to the server's limits.
 """
 
 import json
@@ -140,9 +140,9 @@ class RemotePRMU:
             if wait is None:
                 raise InputError(
                     f"the PRMU server {self.url} does not answer ({problem}; {len(self._waits) + 1} attempts); start "
-                    "it again (tagpr-train serve-prmu), then go on with --resume"
+                    "it again (tagpr-train serve-prmu), then go on (RL: with --resume)"
                 )
-            logger.info("PRMU server %s: %s; trying again in %g s", self.url, problem, wait)
+            logger.warning("PRMU server %s: %s; trying again in %g s", self.url, problem, wait)
             time.sleep(wait)
 
 
