@@ -82,6 +82,13 @@ def test_a_gold_that_no_item_carries_is_admitted_instead_of_justified_by_an_item
     assert not any(step.tag == "infer_preference" for step in steps)
 
 
+def test_a_label_is_found_beyond_the_six_most_similar_items():
+    """Six items that share the word carry no label; the one labelled item shares none."""
+    profile = [*(item(number, "upload", None) for number in range(6)), item(6, "drop hook", "glamor")]
+    steps = parse(scripted_trace(COMPONENT, "upload", profile, "glamor", 0), TAGSET, k=7).steps
+    assert steps[0].text == '[P7] is "glamor".'
+
+
 def test_an_empty_profile_is_called_unknown():
     text = scripted_trace(COMPONENT, "offscreen memory", [], "exa", 0)
     assert "Nothing is known about this user" in text

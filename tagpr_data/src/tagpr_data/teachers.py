@@ -289,6 +289,9 @@ def _classification(
 
     seen = most_similar(items, shared, limit=6)
     labels = {number: label for number in seen if is_quotable(label := items[number - 1].label) and label}
+    if not labels:  # the most similar ones carry none
+        quotable = {number: item.label for number, item in enumerate(items, start=1) if is_quotable(item.label)}
+        labels = {number: label for number, label in list(quotable.items())[:6] if label}
     counts = Counter(labels.values())
     usual, usual_count = counts.most_common(1)[0]
     if by_habit:
