@@ -186,12 +186,12 @@ def _rewards() -> bool:
         composite(task, text, "a red carpet", items, prompt, tagset, weights)
         times: list[float] = []
         for _ in range(50):
-            start = time.perf_counter()
+            start = time.process_time()
             composite(task, text, "a red carpet", items, prompt, tagset, weights)
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         median = statistics.median(times) * 1000
-        missed |= median >= REWARD_MS and words <= 200
-        print(f"reward of {words} words: {median:.2f} ms a completion (target {REWARD_MS:.0f} ms up to 200 words)")
+        missed |= median >= REWARD_MS
+        print(f"reward of {words} words: {median:.2f} ms of processor time a completion (target {REWARD_MS:.0f} ms)")
     return missed
 
 

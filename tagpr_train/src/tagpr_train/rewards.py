@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 from pydantic import Field
 
@@ -27,9 +28,10 @@ from tagpr_data import tags
 from tagpr_data.config import Config
 from tagpr_data.records import ProfileItem, Task
 
-_REPEAT_WORDS = 4
+_RUN_WORDS = (
+    4  # up to half of a trace may stand in the prompt in runs this long; a copy with every fifth word changed not
+)
 _COPY_WORDS = 8
-_ALTERED_COPY_WORDS = 4  # runs this long are honest up to half of a trace; a copy with every fifth word changed is not
 _LONG_WORD = 10  # characters a word; what has no words, as signs and pictures, is measured by it
 _WORD = re.compile(r"\w+")
 _CITATION = re.compile(r"\[P\d+\]")
@@ -147,14 +149,17 @@ def tag_penalties(
     """Give each penalty on the steps of a valid trace, in [0, 1] before its weight."""
     words = [word for step in parsed.steps for word in _words(step.text)]
     crowded = sum(max(0, count - 2) for count in Counter(step.tag for step in parsed.steps).values())
-    repeated = max(_repeated_share(words), crowded / len(parsed.steps))
+    runs = _grams(words, _RUN_WORDS)
+    distinct = set(runs)
+    repeated = max(1.0 - len(distinct) / len(runs) if runs else 0.0, crowded / len(parsed.steps))
+    is_copied = not distinct.isdisjoint(_runs(prompt, _RUN_WORDS))
     claims = tags.ground(parsed.steps, items, query_date)
     false = sum(not claim.holds for claim in claims)
-    lacking = [max(0, weights.min_step_words - len(_WORD.findall(_CITATION.sub("", s.text)))) for s in parsed.steps]
+    lacking = [weights.min_step_words - _words_up_to(weights.min_step_words, step.text) for step in parsed.steps]
     size = max(len(words), sum(len(step.text) for step in parsed.steps) / _LONG_WORD)
     return {
         "repetition": repeated,
-        "copying": _copied_share(words, prompt),
+        "copying": _copied_share(words, prompt) if is_copied else 0.0,
         "ungrounded": false / len(claims) if claims else 0.0,
         "uncited": float(bool(items) and not any(step.cites for step in parsed.steps)),
         "thin": sum(lacking) / max(1, weights.min_step_words * len(parsed.steps)),
@@ -196,26 +201,23 @@ def _words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _repeated_share(words: Sequence[str]) -> float:
-    """Share of 4-grams that occurred before."""
-    grams = _grams(words, _REPEAT_WORDS)
-    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+def _words_up_to(most: int, text: str) -> int:
+    """Count the words of a text without its citations, `most` at most."""
+    return sum(1 for _ in islice(_WORD.finditer(_CITATION.sub("", text)), most))
 
 
 def _copied_share(words: Sequence[str], prompt: str) -> float:
     """Share of words inside a run of 8 or more that stands in the prompt too; or, where it is more, how far the share
     in runs of 4 or more is beyond a half."""
-    altered = _share_in_runs(words, prompt, _ALTERED_COPY_WORDS)
-    return max(_share_in_runs(words, prompt, _COPY_WORDS), 2 * altered - 1) if altered else 0.0
+    return max(_share_in_runs(words, prompt, _COPY_WORDS), 2 * _share_in_runs(words, prompt, _RUN_WORDS) - 1)
 
 
 def _share_in_runs(words: Sequence[str], prompt: str, length: int) -> float:
-    known = _runs(prompt, length)
-    copied = bytearray(len(words))
-    for start, run in enumerate(_grams(words, length)):
-        if run in known:
-            copied[start : start + length] = b"\1" * length
-    return sum(copied) / len(words) if words else 0.0
+    known, copied, end = _runs(prompt, length), 0, 0
+    for start in [start for start, run in enumerate(_grams(words, length)) if run in known]:
+        copied += start + length - max(start, end)
+        end = start + length
+    return copied / len(words) if words else 0.0
 
 
 @lru_cache(maxsize=32)  # a group's completions share their prompt
