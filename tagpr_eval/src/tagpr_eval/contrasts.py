@@ -30,6 +30,12 @@ def contrast(
     return _difference(metric, float(weighing @ values), weighing @ resampled, n, users)
 
 
+def mean(metric: stats.Metric, cells: Sequence[stats.Observations], draws: stats.Draws) -> stats.Estimate:
+    """Give the mean of the cells' scores on their common answers, and its interval over users."""
+    values, resampled, n, users = _values(metric, cells, draws)
+    return stats.Estimate(float(values.mean()), *stats.interval(resampled.mean(0)), n, users)
+
+
 def seed_mean(
     metric: stats.Metric, seeds: Sequence[stats.Observations], draws: stats.Draws
 ) -> tuple[stats.Estimate, list[float]]:

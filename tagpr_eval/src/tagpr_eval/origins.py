@@ -89,7 +89,7 @@ def _sentences(runs: Sequence[Run], training: Sequence[TrainingRun]) -> Iterable
     yield f"Runs: {', '.join(manifests)}."
     yield f"Commit {_grouped({name: _commit(one) for name, one in manifests.items()})}."
     yield f"Hardware: {_grouped({name: _hardware(one) for name, one in manifests.items()})}."
-    yield f"{_grouped({name: _libraries(one) for name, one in manifests.items()})}."
+    yield f"Versions: {_grouped({name: _libraries(one) for name, one in manifests.items()})}."
     if runs:
         data = {run.name: f"{_names(run.manifest.data)}, split {run.setting('split')}" for run in runs}
         seeds = {run.name: _listed(run.manifest.config.get("seeds", [run.manifest.seed])) for run in runs}
@@ -217,14 +217,14 @@ def _hardware(manifest: RunManifest) -> str:
 
 def _libraries(manifest: RunManifest) -> str:
     found = [f"{name} {manifest.versions[name]}" for name in ("python", *_LIBRARIES) if name in manifest.versions]
-    return ", ".join(found) or "No versions recorded"
+    return ", ".join(found) or "not recorded"
 
 
 def _decoding(config: Mapping[str, Any]) -> str:
     temperature, most = _at(config, "sampling.temperature"), _at(config, "sampling.max_new_tokens")
     how = "greedy" if temperature == 0 else f"temperature {temperature}"
     own = [one.get("max_new_tokens") for one in (config.get("per_model") or {}).values()]
-    lengths = _listed(list(dict.fromkeys(one for one in (most, *own) if one is not None)))
+    lengths = " or ".join(str(one) for one in dict.fromkeys((most, *own)) if one is not None)
     return f"{how}, at most {lengths or 'an unrecorded number of'} new tokens"
 
 

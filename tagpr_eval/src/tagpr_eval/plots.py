@@ -94,8 +94,11 @@ class Plot:
     """Makes the figure."""
 
 
-def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: str, y_label: str) -> "Figure":
-    """Give small multiples side by side, one a panel, with the interval of each point as a bar."""
+def curves(
+    panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: str, y_label: str, has_bands: bool = False
+) -> "Figure":
+    """Give small multiples side by side, one a panel, with the interval of each point as a bar, or, `has_bands`, those
+    of a line as one band."""
     from matplotlib.figure import Figure
 
     columns = min(len(panels), 3)
@@ -127,7 +130,8 @@ def curves(panels: Mapping[str, Sequence[Line]], ticks: Sequence[str], x_label: 
                 shown.setdefault(line.name, handle)
         series = [line for line in lines if line.kind != "level"]
         for place, line in enumerate(series):
-            handle = _line(axes, line, ticks, colours[line.name], place - (len(series) - 1) / 2)
+            offset = 0.0 if has_bands else place - (len(series) - 1) / 2
+            handle = _line(axes, line, ticks, colours[line.name], offset, has_bands)
             shown.setdefault(line.name, handle)
     for axes in grid[:, 0]:
         axes.set_ylabel(y_label)
@@ -234,7 +238,7 @@ def png_file(plot: Plot) -> bytes:
     return _render(plot, "png")
 
 
-def _line(axes: "Axes", line: Line, ticks: Sequence[str], colour: str, offset: float) -> Any:
+def _line(axes: "Axes", line: Line, ticks: Sequence[str], colour: str, offset: float, has_band: bool) -> Any:
     """Draw a series; give what stands for it in the legend."""
     places = [ticks.index(tick) + 0.05 * offset for tick, _ in line.points]
     values = [found.value for _, found in line.points]
@@ -243,7 +247,10 @@ def _line(axes: "Axes", line: Line, ticks: Sequence[str], colour: str, offset: f
         style["linestyle"] = (0, (1.2, 1.6))
     (handle,) = axes.plot(places, values, **style, marker="o", markersize=3.5)
     lows, highs = [found.low for _, found in line.points], [found.high for _, found in line.points]
-    axes.vlines(places, lows, highs, color=colour, linewidth=1.0, alpha=0.55)
+    if has_band and len(places) > 1:
+        axes.fill_between(places, lows, highs, color=colour, alpha=0.13, linewidth=0)
+    else:
+        axes.vlines(places, lows, highs, color=colour, linewidth=1.0, alpha=0.55)
     return handle
 
 

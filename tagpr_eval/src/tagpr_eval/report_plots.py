@@ -5,8 +5,9 @@ from tagpr_eval.cells import Group, largest_k
 from tagpr_eval.report_tables import lift_pairs, slices
 
 
-def score_plots(group: Group) -> list[plots.Plot]:
-    """Score by k, one line a retriever, one panel a model, style and protocol, rules as levels."""
+def score_plots(group: Group, has_bands: bool = False) -> list[plots.Plot]:
+    """Score by k, one line a retriever, one panel a model, style and protocol, rules as levels; `has_bands` draws the
+    intervals of a line as one band."""
     metric = group.metrics[0]
     found = group.grid(metric, "parsed").estimates()
     panels: dict[str, list[plots.Line]] = {}
@@ -36,7 +37,9 @@ def score_plots(group: Group) -> list[plots.Plot]:
             f"Parsed answers, 95 % intervals, {better} is better. Dotted: a wrong user's items. Grey: rules that "
             f"need no model and read the whole profile; their intervals stand in the table. "
             f"{group.source}, n = {max(value.n for value in found)}.",
-            lambda: plots.curves(panels, ticks, "profile items in the prompt (k)", f"{metric} ({better} is better)"),
+            lambda: plots.curves(
+                panels, ticks, "profile items in the prompt (k)", f"{metric} ({better} is better)", has_bands
+            ),
         )
     ]
 

@@ -358,10 +358,6 @@ def slices(group: Group) -> dict[str, list[tuple[str, stats.Grid, list[Cell]]]]:
     import polars as pl
 
     cells = largest_k(group)
-    metric = group.metrics[0]
-    whole = [
-        sample_scores.observations(cell.frame, group.task, metric, "parsed", group.rows, group.users) for cell in cells
-    ]
     result: dict[str, list[tuple[str, stats.Grid, list[Cell]]]] = {}
     for kind, column, edges in (
         ("profile items", "profile_size", stats.SIZE_EDGES),
@@ -369,11 +365,26 @@ def slices(group: Group) -> dict[str, list[tuple[str, stats.Grid, list[Cell]]]]:
     ):
         _, names = stats.bands([], edges)
         index = [stats.bands(cell.frame.filter(pl.col("is_scored"))[column].to_list(), edges)[0] for cell in cells]
-        for band, name in enumerate(names):
-            parts = [found.take(places == band) for found, places in zip(whole, index, strict=True)]
-            if any(len(part.rows) for part in parts):
-                result.setdefault(kind, []).append((name, stats.Grid(stats.METRICS[metric], parts, group.draws), cells))
+        for name, grid in banded(group, cells, index, names):
+            result.setdefault(kind, []).append((name, grid, cells))
     return result
+
+
+def banded(
+    group: Group, cells: Sequence[Cell], index: Sequence[stats.Ints], names: Sequence[str]
+) -> list[tuple[str, stats.Grid]]:
+    """Give (band, grid of the cells' rows in it) under the headline metric for each band that has rows; `index` holds,
+    for each cell, the band of each scored row."""
+    metric = group.metrics[0]
+    whole = [
+        sample_scores.observations(cell.frame, group.task, metric, "parsed", group.rows, group.users) for cell in cells
+    ]
+    found: list[tuple[str, stats.Grid]] = []
+    for band, name in enumerate(names):
+        parts = [rows.take(places == band) for rows, places in zip(whole, index, strict=True)]
+        if any(len(part.rows) for part in parts):
+            found.append((name, stats.Grid(stats.METRICS[metric], parts, group.draws)))
+    return found
 
 
 def _difference_table(

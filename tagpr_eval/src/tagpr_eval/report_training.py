@@ -47,14 +47,18 @@ _ALL = "all pairs"
 
 def training_tables(runs: Sequence[TrainingRun]) -> tuple[Table, ...]:
     """Give the tables: what was run, what RL did and by which rewards, pair accuracies, some completions."""
-    made = (_run_table(runs), _held_out_table(runs), _reward_table(runs), pair_table(runs), _completion_table(runs))
+    made = (_run_table(runs), held_out_table(runs), reward_table(runs), pair_table(runs), _completion_table(runs))
     return tuple(table for table in made if table.rows)
 
 
 def training_plots(runs: Sequence[TrainingRun]) -> tuple[plots.Plot, ...]:
     """Give the plots: losses, pair accuracies, and of each chain of RL stages held-out answers, rewards and signals."""
-    chains = [plot for place, chain in enumerate(rl_chains(runs), start=1) for plot in _chain_plots(place, chain)]
-    return (*_loss_plot(runs), *pair_plot(runs), *chains)
+    return (*_loss_plot(runs), *pair_plot(runs), *chain_plots(runs))
+
+
+def chain_plots(runs: Sequence[TrainingRun]) -> list[plots.Plot]:
+    """Give the plots of each chain of RL stages: held-out answers, rewards and signals."""
+    return [plot for place, chain in enumerate(rl_chains(runs), start=1) for plot in _chain_plots(place, chain)]
 
 
 def verdicts(runs: Sequence[TrainingRun]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
@@ -99,7 +103,8 @@ def _run_table(runs: Sequence[TrainingRun]) -> Table:
     return Table("training", "Training runs", columns, tuple(rows), _note(runs))
 
 
-def _held_out_table(runs: Sequence[TrainingRun]) -> Table:
+def held_out_table(runs: Sequence[TrainingRun]) -> Table:
+    """Give, for each RL stage, its held-out answers with their change, and what it had to learn from."""
     columns = (
         *_RUN,
         Column("steps", "Steps", "count"),
@@ -137,7 +142,8 @@ def _held_out_table(runs: Sequence[TrainingRun]) -> Table:
     return Table("training-rl", "Reinforcement learning", columns, tuple(rows), f"{_TENTHS} {_note(runs, 'rl')}")
 
 
-def _reward_table(runs: Sequence[TrainingRun]) -> Table:
+def reward_table(runs: Sequence[TrainingRun]) -> Table:
+    """Give every component of each RL stage's reward at its start and at its end."""
     columns = (
         *_RUN,
         Column("component", "Component"),

@@ -11,14 +11,24 @@ Guarantee: the same runs give the same bytes; nothing of the day or the machine 
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tagpr_data.errors import InputError
 from tagpr_data.tables import write_text
-from tagpr_eval import report_stages, report_training, tables_ablation
+from tagpr_eval import (
+    report_plots,
+    report_stages,
+    report_training,
+    tables_ablation,
+    tables_cold_start,
+    tables_reasoning,
+    tables_robustness,
+)
 from tagpr_eval.cells import Group, Run, make_groups
 from tagpr_eval.origins import Origin, origin
 from tagpr_eval.plots import Plot, png_file, svg_file
+from tagpr_eval.report_stages import Stages
 from tagpr_eval.training import TrainingRun
 from tagpr_eval.typeset import Table, csv_text, escape, markdown_rows
 
@@ -33,6 +43,8 @@ class Entry:
     """Evaluations with numbers in it."""
     training: tuple[TrainingRun, ...] = ()
     """Training runs with numbers in it."""
+    remark: str = ""
+    """What else a reader must know of a table; follows its note."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,11 @@ class _Material:
     groups: Sequence[Group]
     training: Sequence[TrainingRun]
     choice: Choice
+
+    @cached_property
+    def stages(self) -> list[Stages]:
+        choice = self.choice
+        return report_stages.make_stages(self.groups, choice.reference, choice.retriever, choice.k)
 
 
 def build(
@@ -118,7 +135,12 @@ def markdown(chapter: Chapter) -> str:
     for entry in chapter.entries:
         shown, note = entry.shown, _note(origin(entry.runs, entry.training))
         if isinstance(shown, Table):
-            parts += [f"### {escape(shown.title)}", markdown_rows(shown), escape(shown.note), *note]
+            parts += [
+                f"### {escape(shown.title)}",
+                markdown_rows(shown),
+                escape(f"{shown.note} {entry.remark}".strip()),
+                *note,
+            ]
         else:
             parts += [f"![{escape(shown.title)}]({shown.name}.png)", escape(shown.caption)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
@@ -154,13 +176,12 @@ def _reference(groups: Sequence[Group], wanted: str | None) -> str:
 
 
 def _main(material: _Material) -> Chapter:
-    choice = material.choice
-    found = report_stages.make_stages(material.groups, choice.reference, choice.retriever, choice.k)
+    choice, found = material.choice, material.stages
     tables = report_stages.stage_tables(found)
     entries: list[Entry] = []
     for stages, table, plot in zip(found, tables, report_stages.stage_plots(found), strict=False):
         runs = _runs(material, {stages.cell(place).run.name for place in stages.rows})
-        entries += [Entry(plot, runs), Entry(table, runs)]
+        entries += [Entry(plot, runs), Entry(table, runs, remark=tables_cold_start.users_of_one_kind(stages))]
     if tables:
         every = {stages.cell(place).run.name for stages in found for place in stages.rows}
         entries.append(Entry(tables[-1], _runs(material, every)))
@@ -185,7 +206,49 @@ def _prmu(material: _Material) -> Chapter:
     return Chapter("prmu", "The reward model", report_training.PAIRS_INTRO, tuple(entries))
 
 
-_CHAPTERS: tuple[Callable[[_Material], Chapter], ...] = (_main, _ablation, _prmu)
+def _robustness(material: _Material) -> Chapter:
+    entries: list[Entry] = []
+    for group in filter(tables_robustness.has_curves, material.groups):
+        runs = _runs(material, {cell.run.name for cell in group.cells})
+        entries += [Entry(plot, runs) for plot in report_plots.score_plots(group, has_bands=True)]
+        entries.append(Entry(tables_robustness.retriever_table(group), runs))
+        spread = tables_robustness.robustness_table(group, material.choice.reference)
+        if spread is not None:
+            entries += [Entry(plot, runs) for plot in tables_robustness.robustness_plots(spread)]
+            entries.append(Entry(spread, runs))
+    return Chapter("robustness", "Profile length and retriever", tables_robustness.INTRO, tuple(entries))
+
+
+def _reasoning(material: _Material) -> Chapter:
+    stages_runs = tuple(run for run in material.training if run.manifest.kind == "rl")
+    entries = [
+        Entry(table, _runs(material, {stages.cell(place).run.name for place in stages.places}))
+        for stages in material.stages
+        if (table := tables_reasoning.reasoning_table(stages)) is not None
+    ]
+    entries += [Entry(plot, (), stages_runs) for plot in report_training.chain_plots(stages_runs)]
+    tables = (report_training.held_out_table(stages_runs), report_training.reward_table(stages_runs))
+    entries += [Entry(table, (), stages_runs) for table in tables if table.rows]
+    return Chapter("reasoning", "Tags, grounding and lift by stage", tables_reasoning.INTRO, tuple(entries))
+
+
+def _cold_start(material: _Material) -> Chapter:
+    entries = [
+        Entry(table, _runs(material, {stages.cell(place).run.name for place in stages.rows}))
+        for stages in material.stages
+        for table in tables_cold_start.cold_start_tables(stages)
+    ]
+    return Chapter("cold-start", "Short histories and unseen users", tables_cold_start.INTRO, tuple(entries))
+
+
+_CHAPTERS: tuple[Callable[[_Material], Chapter], ...] = (
+    _main,
+    _robustness,
+    _ablation,
+    _prmu,
+    _reasoning,
+    _cold_start,
+)
 
 
 def _runs(material: _Material, names: Iterable[str]) -> tuple[Run, ...]:
