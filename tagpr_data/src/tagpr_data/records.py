@@ -601,6 +601,9 @@ class RunManifest(Record):
     """The resolved configuration."""
     data: dict[str, str]
     """Content hash of each data set or corpus read, by name."""
+    models: dict[str, str] = {}
+    """Content hash of each model that training read, by its part: `model` it started from, `base_model` of that one
+    where it is an adapter, `prmu` that rewarded; `config` has their names. {} in an evaluation."""
     seed: int
     """Seed everything was derived from."""
     versions: dict[str, str]

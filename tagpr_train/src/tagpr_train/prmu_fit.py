@@ -29,7 +29,7 @@ from tagpr_data.data_source import find_pairs
 from tagpr_data.errors import InputError
 from tagpr_data.pairs import PairFolder
 from tagpr_data.records import PreferencePair, ProfileItem, RunManifest
-from tagpr_train import base_model, loop, model_card, prmu_eval, ranks, runs
+from tagpr_train import base_model, loop, model_card, pretrained, prmu_eval, ranks, runs
 from tagpr_train.config import PRMU_BATCH_SIZE, Prmu
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 from tagpr_train.prmu import PRMU, pad
@@ -54,12 +54,17 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
     with runs.held(config.output):
         manifest = runs.open_run(config.output, "prmu", config, data, config.seed, resume)
         if manifest.status == "complete":
-            return manifest
+            return runs.same_models(
+                config.output, manifest, lambda: pretrained.content_hashes(config.model, here_only=True)
+            )
         if config.threads:
             torch.set_num_threads(config.threads)
         set_seed(config.seed)
         pairs = _training_pairs(folder, config)
         model = make_model(name, config, folder, pairs)
+        manifest = runs.same_models(
+            config.output, manifest, lambda: pretrained.content_hashes(config.model, config.revision)
+        )
         held_out = _spread([*folder.pairs("seen"), *folder.pairs("unseen")], config.eval_pairs)
         batches = encode(model, folder, [*pairs, *held_out])
         model.standardise_profiles(batches.profiles[: batches.distinct(len(pairs))])

@@ -2,7 +2,7 @@
 
     POST /score    {"requests": [{"prompt", "completions": […], "user" and/or "items"}, …]}, prompts and items as in
                    `tagpr-train score` → {"scores": [[…], …], "standardised": [[…], …], "weights": hash}
-    GET  /model    which PRMU it is: hash of its weights, calibration, the evaluation that RL's gate reads, limits
+    GET  /model    which PRMU it is: hash of its content, calibration, the evaluation that RL's gate reads, limits
     GET  /health   200 while it takes work; how much waits, and what was done so far
     GET  /docs     all of this as OpenAPI
 
@@ -32,7 +32,7 @@ from tagpr_data.config import Config
 from tagpr_data.data_source import fetch
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.records import Message, ProfileItem
-from tagpr_data.tables import sha256_file
+from tagpr_train.pretrained import content_hash
 from tagpr_train.prmu import PRMU
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Scores(BaseModel):
     standardised: list[list[float]]
     """Relative to the PRMU's training completions."""
     weights: str
-    """Hash of the weights that scored."""
+    """Hash of the PRMU that scored: its weights, settings and users."""
 
 
 class Full(Exception):
@@ -308,11 +308,10 @@ def serve(name: str, host: str, port: int, limits: Limits) -> None:
 def describe(prmu: PRMU, name: str, folder: Path) -> dict[str, Any]:
     """Give what GET /model says of a PRMU from `folder`, called `name` (of a path the last parts only)."""
     parts = Path(name).parts
-    weights = sorted(folder.glob("*.safetensors"))
     found = next((place / EVALUATION for place in (folder, folder.parent) if (place / EVALUATION).is_file()), None)
     return {
         "name": "/".join(parts[-2:]),
-        "weights": "-".join(sha256_file(path) for path in weights),
+        "weights": content_hash(folder),
         "users": len(prmu.users),
         "score_mean": prmu.config.score_mean,
         "score_std": prmu.config.score_std,

@@ -41,7 +41,6 @@ from tagpr_data.records import Rollout, RunManifest, Split
 from tagpr_data.tables import frame_from_records, write_table, write_text
 from tagpr_data.tags import load_tagset
 from tagpr_train import (
-    base_model,
     loop,
     model_card,
     pretrained,
@@ -56,7 +55,7 @@ from tagpr_train import (
 from tagpr_train.config import RL_DEFAULTS, Rl
 from tagpr_train.dataset import prompt_tokens
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
-from tagpr_train.rl_judge import COMPONENTS, Judge, Judged, load_prmu
+from tagpr_train.rl_judge import COMPONENTS, Judge, Judged, content_of, load_prmu
 from tagpr_train.rl_prompts import Question
 from tagpr_train.rl_watch import Measurement
 
@@ -84,12 +83,17 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
         hashes = {data.manifest.name: data.manifest.content_hash}
         manifest = runs.open_run(config.output, "rl", config, hashes, config.seed, resume)
         if manifest.status != "running":
-            return manifest
+            return runs.same_models(config.output, manifest, lambda: _models_here(config))
         if config.threads:
             torch.set_num_threads(config.threads)
         set_seed(config.seed)
         prmu = load_prmu(config)
         model, tokenizer = load(config)
+        manifest = runs.same_models(
+            config.output,
+            manifest,
+            lambda: pretrained.content_hashes(config.model, config.revision) | content_of(prmu),
+        )
         room = model.config.get_text_config().max_position_embeddings - arguments.max_completion_length
         wanted: dict[Split, int] = {config.split: _askable(config, arguments), config.eval_split: config.eval_examples}
         asked, left_out = {}, {}
@@ -122,6 +126,13 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
         return ranks.first_does(finish)
 
 
+def _models_here(config: Rl) -> dict[str, str]:
+    """Give the content hashes of what the run reads as far as it is in folders here."""
+    found = pretrained.content_hashes(config.model, here_only=True)
+    prmu = Path(config.prmu) if config.prmu is not None and config.weights.personal > 0 else None
+    return found | ({"prmu": pretrained.content_hash(prmu)} if prmu is not None and prmu.is_dir() else {})
+
+
 def trainer_arguments(config: Rl) -> Any:
     """Give trl's settings; InputError on an option trl does not know or a value it refuses."""
     weights = config.weights.model_dump() | {"overlong": config.overlong_weight if config.overlong_tokens else 0.0}
@@ -152,12 +163,8 @@ def trainer_arguments(config: Rl) -> Any:
 def load(config: Rl) -> tuple[Any, Any]:
     """Load model and tokenizer for training: an adapter goes on being trained (or is merged), a whole model gets a new
     adapter (or none)."""
-    if not pretrained.is_adapter(config.model, config.revision):
-        model, tokenizer = sft.load(base_model.resolve(config.model), config)
-        return sft.with_adapter(model, config, []), tokenizer
-    trains, dtype = config.adapter == "lora", getattr(torch, config.dtype)
-    adapted, tokenizer = pretrained.load(config.model, revision=config.revision, dtype=dtype, is_trainable=trains)
-    return (adapted if trains else adapted.merge_and_unload().requires_grad_(True)), tokenizer
+    model, tokenizer = sft.load(config)
+    return sft.with_adapter(model, config, []), tokenizer
 
 
 @dataclasses.dataclass

@@ -185,6 +185,17 @@ def load_prmu(config: Rl) -> "PRMU | RemotePRMU | None":
     return PRMU.from_pretrained(folder)
 
 
+def content_of(prmu: "PRMU | RemotePRMU | None") -> dict[str, str]:
+    """Give the content hash of what `load_prmu` gave as `prmu`, the same for a served one; {} without one."""
+    if prmu is None:
+        return {}
+    from tagpr_data.prmu_client import RemotePRMU
+    from tagpr_train.pretrained import content_hash
+
+    served = isinstance(prmu, RemotePRMU)
+    return {"prmu": str(prmu.about["weights"]) if served else content_hash(Path(str(prmu.name_or_path)))}
+
+
 def check_gate(name: str, evaluation: Any, source: str) -> None:
     """Refuse a PRMU that does not tell users apart, by its evaluation from `source`; InputError without one."""
     if evaluation is None:

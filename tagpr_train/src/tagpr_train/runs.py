@@ -14,7 +14,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +86,25 @@ def _open_run(
     )
     write_json(path, manifest)
     return manifest
+
+
+def same_models(folder: Path, manifest: RunManifest, models: Callable[[], Mapping[str, str]]) -> RunManifest:
+    """Note in the manifest which models the run reads (`models` gives their content hashes; the first rank asks), and
+    give it; once they are noted, InputError when they are others. A finished run is compared only."""
+
+    def compare() -> RunManifest:
+        found = dict(models())
+        if manifest.status != "running":
+            _same(folder, "models", {name: manifest.models.get(name, value) for name, value in found.items()}, found)
+            return manifest
+        if manifest.models:
+            _same(folder, "models", manifest.models, found)
+            return manifest
+        noted = manifest.model_copy(update={"models": found})
+        write_json(folder / "run.json", noted)
+        return noted
+
+    return ranks.first_does(compare)
 
 
 def finish_run(

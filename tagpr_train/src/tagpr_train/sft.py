@@ -17,13 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -31,7 +25,7 @@ from tagpr_data.data_source import find_corpus
 from tagpr_data.errors import InputError
 from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
-from tagpr_train import base_model, dataset, label_loss, loop, model_card, ranks, runs, tag_tokens
+from tagpr_train import dataset, label_loss, loop, model_card, pretrained, ranks, runs, tag_tokens
 from tagpr_train.config import SFT_BATCH_SIZE, Rl, Sft
 from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
 
@@ -48,21 +42,27 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
     place = find_corpus(config.corpus)
     corpus = dataset.read_manifest(place)
     tagset = dataset.corpus_tagset(corpus, config.tagset)
-    name = base_model.resolve(config.model)
     with runs.held(config.output):
         manifest = runs.open_run(config.output, "sft", config, {corpus.name: corpus.content_hash}, config.seed, resume)
         if manifest.status == "complete":
-            return manifest
+            return runs.same_models(
+                config.output, manifest, lambda: pretrained.content_hashes(config.model, here_only=True)
+            )
         if config.threads:
             torch.set_num_threads(config.threads)
         set_seed(config.seed)
-        model, tokenizer = load(name, config)
-        row_ids = tag_tokens.add_marks(model, tokenizer, tagset) if config.single_token_tags else []
+        model, tokenizer = load(config)
+        manifest = runs.same_models(
+            config.output, manifest, lambda: pretrained.content_hashes(config.model, config.revision)
+        )
+        row_ids = _add_marks(model, tokenizer, tagset, config) if config.single_token_tags else []
         train_set, validation_set = (
             _examples(config, place, corpus, split, model, tokenizer, tagset) for split in ("train", "validation")
         )
         _check_not_empty(train_set, config)
-        label_loss.install(model, prompt_gradient=config.prompt_gradient)
+        label_loss.install(
+            model.get_base_model() if is_adapted(model) else model, prompt_gradient=config.prompt_gradient
+        )
         model = with_adapter(model, config, row_ids)
         trainer = SftTrainer(config, arguments, model, tokenizer, train_set, validation_set, report)
         with stopping_on_signals(trainer):
@@ -91,24 +91,28 @@ def trainer_arguments(config: Sft) -> SFTConfig:
     return loop.trainer_arguments(SFTConfig, config, SFT_BATCH_SIZE, {"dataset_kwargs": {"skip_prepare_dataset": True}})
 
 
-def load(name: str, config: Sft | Rl) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load model and tokenizer; safetensors only, no remote code."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, revision=config.revision, dtype=getattr(torch, config.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"model {config.model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+def load(config: Sft | Rl) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load what is trained on, and its tokenizer; safetensors only, no remote code. An adapter goes on being trained,
+    or with `adapter = "none"` is merged into its base."""
+    trains, dtype = config.adapter == "lora", getattr(torch, config.dtype)
+    model, tokenizer = pretrained.load(config.model, revision=config.revision, dtype=dtype, is_trainable=trains)
+    if is_adapted(model) and not trains:
+        model = model.merge_and_unload().requires_grad_(True)
     end = dataset.end_of_turn(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)  # generation stops where the trained turn ends
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return model, tokenizer
 
 
+def is_adapted(model: Any) -> bool:
+    """Tell whether a model is an adapter on its base."""
+    return hasattr(model, "peft_config")
+
+
 def with_adapter(model: PreTrainedModel, config: Sft | Rl, row_ids: list[int]) -> Any:
-    """Wrap the model in a LoRA adapter that also trains the rows of the added tokens; as it is without one."""
-    if config.adapter == "none":
+    """Wrap the model in a LoRA adapter that also trains the rows of the added tokens; as it is without one, or where it
+    is one already."""
+    if config.adapter == "none" or is_adapted(model):
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -130,7 +134,7 @@ def with_adapter(model: PreTrainedModel, config: Sft | Rl, row_ids: list[int]) -
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool) -> None:
     """Write what an evaluation loads: the adapter, or with `merge` (and without an adapter) whole weights, and the
     tokenizer. For an adapter the base model must first be widened to `len(tokenizer)` where that is larger."""
-    if merge and hasattr(model, "merge_and_unload"):
+    if merge and is_adapted(model):
         model = model.merge_and_unload()
     write_weights(model, folder)
     tokenizer.save_pretrained(folder)
@@ -282,10 +286,20 @@ def _check_not_empty(train_set: dataset.Encoded, config: Sft) -> None:
         raise InputError(f"{config.corpus} holds no trace to train on (tasks: {config.tasks or 'all'}){why}")
 
 
+def _add_marks(model: Any, tokenizer: Any, tagset: TagSet, config: Sft) -> list[int]:
+    if is_adapted(model) and (lacking := tag_tokens.lacking(tokenizer, tagset)):
+        raise InputError(
+            f"the adapter {config.model!r} was trained without {', '.join(lacking[:3])}{' …' * (len(lacking) > 3)} as "
+            'single tokens and has no rows for them; set single_token_tags = false, or adapter = "none" to train all '
+            "weights, the adapter merged into its base"
+        )
+    return tag_tokens.add_marks(model, tokenizer, tagset)
+
+
 def write_weights(model: Any, folder: Path) -> None:
     """Write the adapter, or the weights where there is none."""
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "peft_config"):
+    if is_adapted(model):
         model.save_pretrained(folder, save_embedding_layers=False)  # the trained rows are in the adapter already
         model.get_base_model().generation_config.save_pretrained(folder)
     else:

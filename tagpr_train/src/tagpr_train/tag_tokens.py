@@ -18,12 +18,17 @@ def marks(tagset: TagSet) -> list[str]:
     return [f"<{slash}{name}>" for name in ("think", *tagset.names) for slash in ("", "/")]
 
 
+def lacking(tokenizer: "PreTrainedTokenizerBase", tagset: TagSet) -> list[str]:
+    """Give the marks that a tokenizer takes apart."""
+    return [mark for mark in marks(tagset) if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) > 1]
+
+
 def add_marks(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", tagset: TagSet) -> list[int]:
     """Add the marks the tokenizer lacks, widen the model where needed, start their rows; give the new token ids."""
     import torch
     from tokenizers import AddedToken
 
-    new = [mark for mark in marks(tagset) if len(tokenizer(mark, add_special_tokens=False)["input_ids"]) > 1]
+    new = lacking(tokenizer, tagset)
     pieces = {mark: tokenizer(mark, add_special_tokens=False)["input_ids"] for mark in new}
     added: list[Any] = [AddedToken(mark, normalized=False, special=False) for mark in new]
     tokenizer.add_tokens(added)
