@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MEMBERS := $(wildcard tagpr_*/pyproject.toml)
 
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo demo-rl test test-server check bench schemas clean
+.PHONY: help install install-dev demo demo-rl results test test-server check bench schemas clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -101,6 +101,59 @@ demo-rl: .venv/.installed  ## The same training of a small model from scratch, w
 	@$(BIN)/tagpr-eval report $(DEMO_RL)/eval $(DEMO_RL)/eval-baselines --training $(DEMO_RL)/sft \
 		--training $(DEMO_RL)/prmu --training $(DEMO_RL)/guided --training $(DEMO_RL)/exploratory \
 		--output $(DEMO_RL)/report.html
+
+# The tables of the README at a size for two cores. Everything is trained anew in its own folder; interrupted, the same
+# command goes on. SEEDS and EXAMPLES make it larger.
+RESULTS ?= results
+SEEDS ?= 0,1,2
+EXAMPLES ?= 32
+VARIANTS := --only whole --only sft-only --only no-prmu
+results: .venv/.installed  ## Repeat the tables of the README: real and synthetic users, ablations, curves.
+	@echo "[1/7] real users: data set, corpus, pairs"
+	@$(BIN)/tagpr-data construct xorg --output $(RESULTS)/xorg/dataset
+	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(RESULTS)/xorg/dataset \
+		--set output=$(RESULTS)/xorg/corpus
+	@test -e $(RESULTS)/xorg/pairs || $(BIN)/tagpr-data pairs --dataset $(RESULTS)/xorg/dataset \
+		--corpus $(RESULTS)/xorg/corpus --task xorg-component --per-kind 2 --output $(RESULTS)/xorg/pairs
+	@test -e $(RESULTS)/xorg/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/xorg/corpus --layers 2 \
+		--width 64 --output $(RESULTS)/xorg/prmu-base
+	@ln -sfn "$$($(BIN)/tagpr-train base-model)" $(RESULTS)/xorg/base-model
+	@echo "[2/7] training: SFT on traces, on the same untagged, on answers alone; PRMU; a few RL steps; evaluation"
+	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
+		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --set evaluation.examples=$(EXAMPLES)
+	@echo "[3/7] curves over profile length and retriever"
+	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/curves \
+		--set dataset=$(RESULTS)/xorg/dataset --set examples=$(EXAMPLES) --set k=[1,2,4,8,16] \
+		--set 'models=["base=hf:$(RESULTS)/xorg/base-model","final=hf:$(RESULTS)/xorg/exploratory/model","knn"]'
+	@echo "[4/7] synthetic users: data set, corpus, pairs, models from scratch"
+	@$(BIN)/tagpr-data construct personas --output $(RESULTS)/personas/dataset --users 1500 --events 12
+	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
+		--set dataset=$(RESULTS)/personas/dataset --set output=$(RESULTS)/personas/corpus
+	@test -e $(RESULTS)/personas/pairs || $(BIN)/tagpr-data pairs --dataset $(RESULTS)/personas/dataset \
+		--output $(RESULTS)/personas/pairs --kinds user --task personas-choice --per-kind 2
+	@test -e $(RESULTS)/personas/tiny || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/personas/corpus \
+		--output $(RESULTS)/personas/tiny
+	@test -e $(RESULTS)/personas/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/personas/corpus \
+		--layers 2 --width 64 --output $(RESULTS)/personas/prmu-base
+	@echo "[5/7] the whole chain and its ablations, seeds $(SEEDS), two runs side by side"
+	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
+		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 $(VARIANTS)
+	@echo "[6/7] the best of four answers"
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/four --task personas-choice \
+		--model final=hf:$(RESULTS)/personas/exploratory/model --style trace --max-new-tokens 120 --k 8 \
+		--samples 4 --temperature 1 --max-samples 200
+	@$(BIN)/tagpr-eval best-of $(RESULTS)/personas/four --output $(RESULTS)/personas/best-of \
+		--requests $(RESULTS)/personas/requests.jsonl
+	@$(BIN)/tagpr-train score --prmu $(RESULTS)/personas/prmu/prmu --input $(RESULTS)/personas/requests.jsonl \
+		--output $(RESULTS)/personas/scores.jsonl
+	@$(BIN)/tagpr-eval best-of $(RESULTS)/personas/four --output $(RESULTS)/personas/best-of \
+		--by majority --by prmu --by oracle --scores $(RESULTS)/personas/scores.jsonl
+	@echo "[7/7] tables"
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation $(RESULTS)/xorg/curves --training $(RESULTS)/xorg/prmu \
+		--training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory --k 4 --output $(RESULTS)/tables/xorg
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation $(RESULTS)/personas/best-of --reference sft-only-seed0 \
+		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
+		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
 
 test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
 	$(BIN)/ruff format --check .
