@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from tagpr_data.errors import InputError
+from tagpr_data.markdown import fenced
 from tagpr_data.tables import write_text
 from tagpr_eval import (
     report_plots,
@@ -149,8 +150,8 @@ def markdown(chapter: Chapter) -> str:
 def _note(found: Origin) -> list[str]:
     """What stands below a table: differences between runs, where it is from, and how to repeat it."""
     warnings = [f"**{escape(warning)}**" for warning in found.warnings]
-    files = [f"`{name}`:\n\n```toml\n{text.strip()}\n```" for name, text in found.files]
-    commands = "```sh\n" + "\n".join(found.commands) + "\n```"
+    files = [f"`{name}`:\n\n{fenced(text.strip(), 'toml')}" for name, text in found.files]
+    commands = fenced("\n".join(found.commands), "sh")
     details = ["<details><summary>Commands and settings</summary>", commands, *files, "</details>"]
     return [*warnings, escape(found.facts), *details]
 
