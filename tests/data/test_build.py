@@ -9,11 +9,14 @@ from typer.testing import CliRunner
 
 from tagpr_data import generate, select, validate
 from tagpr_data.build import CorpusConfig, build, choose_examples, code_files
+from tagpr_data.card import stale
 from tagpr_data.cli import app
 from tagpr_data.config import load
+from tagpr_data.corpus import open_corpus
 from tagpr_data.dataset import Dataset
 from tagpr_data.engine import Engine
 from tagpr_data.errors import InputError
+from tagpr_data.pairs import PairOptions, write_pairs
 from tagpr_data.records import CorpusManifest, Rejected, Trace
 from tagpr_data.sources import personas
 from tagpr_data.tables import read_json, read_records
@@ -256,3 +259,30 @@ def test_a_task_can_be_limited_by_name(song_config, songs):
     assert (chosen["task"] == "genre").sum() == 3
     assert chosen.filter(pl.col("task") != "genre").equals(every.filter(pl.col("task") != "genre"))
     assert set(chosen["id"]) < set(every["id"])
+
+
+def test_working_files_that_were_damaged_are_made_anew_and_the_bytes_are_the_same(song_config):
+    build(song_config)
+    work, whole = song_config.output / ".work", files_of(song_config.output)
+    damages: dict[Path, tuple[bytes, set[str]]] = {
+        work / "stages.json": (b"[]", {"prompts", "generate", "select", "documents", "validate"}),
+        work / "prompts.parquet": (b"PAR1", {"prompts"}),
+        work / "candidates.parquet": (b"PAR1", {"generate"}),
+        song_config.output / "traces/train.parquet": (b"PAR1", {"select"}),
+        song_config.output / "data_docs/report.json": (b"{", {"validate"}),
+    }
+    for path, (content, expected) in damages.items():
+        path.write_bytes(content)
+        ran = stages(song_config)
+        assert {stage for stage, is_new in ran.items() if is_new} == expected, path
+        assert files_of(song_config.output) == whole
+    (work / "stages.json").write_bytes(b"\xff")
+    assert all(stages(song_config).values())
+
+
+def test_pairs_that_came_later_are_documented_and_checked_by_the_next_build(song_config):
+    build(song_config)
+    write_pairs(song_config.output / "pairs", Dataset.load(song_config.dataset), PairOptions(), song_config.output)
+    ran = stages(song_config)
+    assert {stage for stage, is_new in ran.items() if is_new} == {"documents", "validate"}
+    assert stale(open_corpus(song_config.output)) == []

@@ -450,9 +450,10 @@ class _Stages:
         self._path = path
         self._say = say
         try:
-            self._done: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            self._done = {}
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # no JSON or no text: all is done anew
+            found = None
+        self._done: dict[str, str] = found if isinstance(found, dict) else {}
         self._started = perf_counter()
 
     def is_done(self, stage: str, inputs: str) -> bool:
@@ -518,7 +519,7 @@ class _Job:
         settings = config.model_dump(mode="json", include=_PROMPT_SETTINGS)
         code = _code(generate)
         inputs = _hash(settings, self.dataset.manifest.content_hash, self.tagset.hash, code)
-        if self.stages.is_done("prompts", inputs) and path.is_file():
+        if path.is_file() and self.stages.is_done("prompts", _hash(inputs, sha256_file(path))):
             self.stages.skip("prompts", f"{_rows(path):,} prompts")
             return path
         chosen = choose_examples(config, self.dataset)
@@ -535,6 +536,7 @@ class _Job:
                 write(prompt)
         left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "none"
         counts = ", ".join(f"{split} {by_split[split]:,}" for split in SPLITS if by_split[split])
+        inputs = _hash(inputs, sha256_file(path))  # and the table: one that was damaged is written anew
         self.stages.finish("prompts", inputs, f"{by_split.total():,} prompts: {counts}; left out: {left_out} → {path}")
         return path
 
@@ -626,7 +628,8 @@ class _Job:
 
         def inputs() -> str:
             """What the documents are made of, and the documents: an edited one is written anew."""
-            present = [path for path in (output / MANIFEST, output / card.FACTS, *paths) if path.is_file()]
+            made_of = (output / MANIFEST, output / corpus.PAIRS / MANIFEST, output / card.FACTS, *paths)
+            present = [path for path in made_of if path.is_file()]
             queries = sorted(stats.QUERIES.glob("*.sql"))
             return _hash([sha256_file(path) for path in (*present, *queries)], _code(card))
 
@@ -641,17 +644,22 @@ class _Job:
 
     def validate_stage(self, manifest: CorpusManifest) -> None:
         """Check the corpus."""
-        config = self.config
-        report = config.output / "data_docs"
+        config, output = self.config, self.config.output
+        report = output / "data_docs"
         checks = [sha256_file(path) for path in sorted(validate.CHECKS.glob("*.sql"))]
-        inputs = _hash(sha256_file(config.output / MANIFEST), _code(validate), checks)
-        if self.stages.is_done("validate", inputs) and (report / "report.json").is_file():
+
+        def inputs() -> str:
+            """What was checked, and the report: a damaged one is written anew. The tables are those of the manifest."""
+            checked = [output / MANIFEST, *sorted((output / "pairs").rglob("*.*")), *sorted(report.glob("*"))]
+            return _hash([sha256_file(path) for path in checked if path.is_file()], _code(validate), checks)
+
+        if self.stages.is_done("validate", inputs()) and (report / "report.json").is_file():
             self.stages.skip("validate", "passed before")
             return
         outcome = validate.validate(config.output, config.tagset, report, config.dataset, self.engine)
         validate.raise_for(outcome, config.output)
         line = f"{len(outcome.results)} checks passed on {manifest.kept:,} traces → {report / 'index.html'}"
-        self.stages.finish("validate", inputs, line)
+        self.stages.finish("validate", inputs(), line)
 
     def _generation_inputs(self, prompts_path: Path) -> str:
         """Hash of what the table of candidates depends on; the rules only where they decide what is asked."""
