@@ -225,6 +225,27 @@ def test_unfinished_run_is_continued_only_when_asked(settings: Callable[..., Sft
         sft.train(config)
 
 
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(settings: Callable[..., Sft]) -> None:
+    """Without its scheduler transformers would go on with a fresh optimiser and not say so."""
+    config = settings(trainer={"save_steps": 1})
+    sft.train(config, report=_stop_at(3))
+    older, newest = sorted((config.output / "checkpoints").iterdir())
+    whole = {path.name: path.read_bytes() for path in newest.iterdir()}
+    for name, content, message in (
+        ("scheduler.pt", None, "scheduler.pt is missing"),
+        ("optimizer.pt", whole["optimizer.pt"][:-9], r"optimizer.pt has \d+ of \d+ bytes"),
+        ("clock.json", b"x" * len(whole["clock.json"]), "clock.json is not what was written"),
+        (runs.CONTENTS, b"{", r"contents.json is missing or cannot be read"),
+    ):
+        (newest / name).unlink() if content is None else (newest / name).write_bytes(content)
+        with pytest.raises(InputError, match=f"{newest.name} is damaged: .*{message}.* from the checkpoint before it"):
+            sft.train(config, resume=True)
+        (newest / name).write_bytes(whole[name])
+    shutil.rmtree(newest)
+    assert older.is_dir() and sft.train(config, resume=True).status == "complete"
+    assert [line["step"] for line in _lines(config) if "loss" in line] == list(range(1, 9))
+
+
 def test_second_process_on_the_folder_is_refused(settings: Callable[..., Sft]) -> None:
     from tagpr_data.journal import folder_lock
 

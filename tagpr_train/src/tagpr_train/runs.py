@@ -3,11 +3,13 @@
     run.json         records.RunManifest, written at the start, rewritten at the end
     metrics.jsonl    one line per logged step
     tensorboard/     the same numbers under the same names, as TensorBoard event files
-    checkpoints/     step-N folders that a run continues from; each appears whole or not at all
+    checkpoints/     step-N folders that a run continues from; each appears whole or not at all, with contents.json,
+                     the size and hash of every file in it
     model/           what the run produced; its presence means the run got to its end
 
 Guarantee: a folder is used by one run at a time (whose ranks share it) and by one configuration ever; what a `kill -9`
-cut short is never found under a final name, and is cleared away when the run goes on.
+cut short is never found under a final name, and is cleared away when the run goes on; a checkpoint that is not what was
+written is refused by name. Price: every checkpoint is read once more when it is written and when a run goes on from it.
 """
 
 import errno
@@ -24,13 +26,14 @@ from tagpr_data.errors import InputError, shorten
 from tagpr_data.journal import folder_lock
 from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import RunManifest
-from tagpr_data.tables import read_json, write_json, write_text
+from tagpr_data.tables import read_json, sha256_file, write_json, write_text
 from tagpr_train import ranks
 
 PACKAGES = ("tagpr-data", "tagpr-train", "torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 """Whose versions a manifest lists."""
 
 
+CONTENTS = "contents.json"
 _TORCH_CANNOT_WRITE = ("iostream error", "PytorchStreamWriter failed")  # it swallows the system's reason
 
 
@@ -56,7 +59,8 @@ def open_run(
     """Give the manifest of the run in `folder`: a new one, written now, or with `resume` the one found there. A run
     that ended before its first step (something it needs was refused) is no run, and a new one takes its place.
 
-    InputError when the folder holds an unfinished run and `resume` is off, or a run of other settings or data.
+    InputError when the folder holds an unfinished run and `resume` is off, a run of other settings or data, or one
+    whose newest checkpoint is damaged.
     """
     return ranks.first_does(lambda: _open_run(folder, kind, config, data, seed, resume))
 
@@ -67,13 +71,16 @@ def _open_run(
     path = folder / "run.json"
     settings = config.model_dump(mode="json")
     found = read_json(path, RunManifest) if path.exists() else None
-    has_begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints"))
+    metrics = folder / "metrics.jsonl"
+    has_begun = (folder / "checkpoints").exists() or (metrics.exists() and metrics.stat().st_size > 0)
     if found is not None and (has_begun or found.status != "running"):
         if not resume:
             state = "a finished run" if found.status == "complete" else "an unfinished run; --resume continues it"
             raise InputError(f"{folder} holds {state}; choose another output folder or remove it")
         _same(folder, "settings", found.config, settings)
         _same(folder, "data", found.data, dict(data))
+        if found.status == "running":
+            _check_newest(folder / "checkpoints")
         return found
     manifest = RunManifest(
         kind=kind,
@@ -120,8 +127,9 @@ def finish_run(
 def atomic_folder(folder: Path, *, shared: bool = False) -> Generator[Path, None, None]:
     """Give a temporary folder beside `folder` to fill; it takes the name at the end, replacing an older one.
 
-    `shared`: all ranks fill it, and it takes its name when the last one is done. On any error it is removed; a full
-    disk is an OSError (ENOSPC) whatever the library underneath raised.
+    `shared`: all ranks fill it, and it takes its name when the last one is done, with a list of its contents, by which
+    damage is found later. On any error it is removed; a full disk is an OSError (ENOSPC) whatever the library
+    underneath raised.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     if shared:
@@ -137,6 +145,8 @@ def atomic_folder(folder: Path, *, shared: bool = False) -> Generator[Path, None
         if shared:
             ranks.wait()
         if leads:
+            if shared:
+                _list_contents(temporary)
             _take_name(temporary, folder)
         if shared:
             ranks.wait()
@@ -153,6 +163,42 @@ def atomic_folder(folder: Path, *, shared: bool = False) -> Generator[Path, None
     finally:
         if leads:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _list_contents(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {path.relative_to(folder).as_posix(): [path.stat().st_size, sha256_file(path)] for path in files}
+    write_text(folder / CONTENTS, json.dumps(listed, indent=0))
+
+
+def _check_newest(checkpoints: Path) -> None:
+    found = list(checkpoints.glob("step-*"))
+    for path in found:
+        if not path.name.removeprefix("step-").isdecimal():
+            raise InputError(f"{path} is no checkpoint of this run; move it away")
+    if not found:
+        return
+    newest = max(found, key=lambda path: int(path.name.removeprefix("step-")))
+    if damage := _damage(newest):
+        rest = "the checkpoint before it" if len(found) > 1 else "the start"
+        raise InputError(f"{newest} is damaged: {damage}; remove this folder, then --resume goes on from {rest}")
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Say in what a checkpoint differs from what was written; None where it does not."""
+    try:
+        listed = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"its {CONTENTS} is missing or cannot be read"
+    for name, (size, digest) in listed.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+        if sha256_file(path) != digest:
+            return f"{name} is not what was written"
+    return None
 
 
 def _take_name(temporary: Path, folder: Path) -> None:
