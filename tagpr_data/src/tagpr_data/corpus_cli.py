@@ -80,7 +80,9 @@ def forget_command(
     user: Annotated[str, typer.Option(help="Id of the user, as in the column user_id; with --user-map their own id.")],
     output: Annotated[Path | None, typer.Option(help="Corpus folder to write.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="JSON to write (default: OUTPUT.certificate.json).")] = None,
-    drop_mentions: Annotated[bool, typer.Option("--drop-mentions", help="Also drop rows that name the user.")] = False,
+    drop_mentions: Annotated[
+        bool, typer.Option("--drop-mentions", help="Also drop others' rows with their name or texts.")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit code 1 when CORPUS names the user.")
     ] = False,
@@ -88,7 +90,10 @@ def forget_command(
         Path | None, typer.Option(help="The CSV that construct events --user-map wrote: USER is who they really are.")
     ] = None,
 ) -> None:
-    """Write a corpus without one user, and a certificate that no file of it holds an id of theirs."""
+    """Write a corpus without one user, and a certificate that no file of it holds an id or a text of theirs.
+
+    Where another user's row names them or shows what only they wrote (as a question which of two texts is whose),
+    nothing is written unless --drop-mentions says that such rows go too."""
     from tagpr_data import forget
     from tagpr_data.corpus import open_corpus
 

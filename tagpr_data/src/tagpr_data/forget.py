@@ -8,13 +8,15 @@ written anew.
 The proof is a search through the finished folder, every Parquet file decompressed, for every id that led to the user:
 user, profiles, examples, rows, prompts. No id may be a value of the fields that hold ids of its kind. Ids that are
 telling (no bare number, no one or two letters) may not be a value of any field, those of user and profiles may not
-stand as a word in any text or file, and those of 8 bytes or more may not occur in the bytes at all. The certificate
-holds the search and the user's hash, not the user.
+stand as a word in any text or file, and those of 8 bytes or more may not occur in the bytes at all. Nor may what only
+they wrote stand in another user's row, as in a question which of two texts is whose: `own_texts.py` says what that is.
+The certificate holds the search and the user's hash, not the user.
 
 Memory grows with what led to the user, not with the corpus: tables are streamed, files searched in pieces. Price: every
 row is looked at several times, in Python once.
 
-Not covered: the data set the corpus came from, working files (`.work/`) and copies already published.
+Not covered: what a corpus cannot know for theirs (a text that stands in none of their own rows, but in the question to
+somebody else), the data set the corpus came from, working files (`.work/`) and copies already published.
 """
 
 import json
@@ -25,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tagpr_data import card, merge
+from tagpr_data import card, merge, own_texts
 from tagpr_data.corpus import Corpus, Kind, open_corpus
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.records import CorpusManifest
@@ -57,6 +59,8 @@ class Identity:
     """All ids that lead to a user, by kind."""
 
     ids: dict[IdKind, frozenset[str]]
+    texts: frozenset[str] = frozenset()
+    """Texts that only they wrote, searched for in running text as well."""
 
     @property
     def telling(self) -> frozenset[str]:
@@ -65,8 +69,9 @@ class Identity:
 
     @property
     def words(self) -> frozenset[str]:
-        """Telling ids of user and profiles, searched for in running text."""
-        return self.telling & (self.ids.get("user", frozenset()) | self.ids.get("profile", frozenset()))
+        """Telling ids of user and profiles, and texts of theirs: what is searched for in running text."""
+        names = self.ids.get("user", frozenset[str]()) | self.ids.get("profile", frozenset[str]())
+        return self.telling & names | self.texts
 
     @property
     def long(self) -> list[bytes]:
@@ -91,8 +96,8 @@ def forget(
     """Write a corpus without `user` to `output`; give its manifest and the certificate as JSON. `known_as` are further
     names of theirs, which must not be left either: what a pseudonym stands for.
 
-    Raises InputError when the corpus has no such user, CheckFailed when other users' texts name them (with
-    `drop_mentions` those rows go too); nothing is written then.
+    Raises InputError when the corpus has no such user, CheckFailed when other users' rows name them or hold what only
+    they wrote (with `drop_mentions` those rows go too); nothing is written then.
     """
     with corpus.connect() as rows:
         identity, gone = _gone(rows, user)
@@ -100,7 +105,9 @@ def forget(
             known = rows.execute("SELECT DISTINCT user_id FROM traces ORDER BY user_id LIMIT 5").fetchall()
             users = ", ".join(name for (name,) in known) or "none"
             raise InputError(f"{corpus.folder} has no user {user!r}; it has, for example, {users}")
-    identity = Identity({**identity.ids, "user": frozenset({user, *known_as})})
+    written = own_texts.written(corpus, gone)
+    theirs = own_texts.only_theirs(corpus, gone, written)
+    identity = Identity({**identity.ids, "user": frozenset({user, *known_as})}, theirs)
     removed = {f"{table.kind}/{table.split}": table.entry.rows for table in corpus.tables}
     facts_path = corpus.folder / card.FACTS
     facts = facts_path.read_text(encoding="utf-8") if facts_path.is_file() else None
@@ -117,7 +124,7 @@ def forget(
         output, merge.of(corpus), base, corpus.pairs, facts, keep=partial(_left, gone=gone, names=names), then=proven
     )
     certificate = {
-        "what": "tagpr-data forget: no id of this user was found in any file of the corpus",
+        "what": "tagpr-data forget: no id of this user, and no text that only they wrote, was found in the corpus",
         "format_version": 1,
         "user_sha256": sha256_text(user),
         "from_content_hash": corpus.manifest.content_hash,
@@ -125,8 +132,10 @@ def forget(
         "removed_rows": dict(sorted(removed.items())),
         "ids": {kind: len(ids) for kind, ids in identity.ids.items()},
         "ids_searched_in_every_field": len(identity.telling),
-        "ids_searched_as_words": len(identity.words),
+        "ids_searched_as_words": len(identity.words - identity.texts),
         "ids_searched_in_bytes": len(identity.long),
+        "texts_searched_in_other_rows": len(written),
+        "texts_found_there_that_only_they_wrote": len(theirs),
         "files": searched,
     }
     return manifest, json.dumps(certificate, indent=2, ensure_ascii=False) + "\n"
@@ -245,7 +254,11 @@ def _without_history(manifest: CorpusManifest) -> CorpusManifest:
 
 def _proven(folder: Path, identity: Identity) -> list[dict[str, Any]]:
     found, searched = search(folder, identity)
-    _refuse(found, "other rows name the user, so nothing was written; --drop-mentions removes these rows too")
+    _refuse(
+        found,
+        "other rows name the user or hold what only they wrote, so nothing was written; --drop-mentions removes these "
+        "rows too",
+    )
     return searched
 
 

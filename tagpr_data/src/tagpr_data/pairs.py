@@ -110,8 +110,9 @@ def question(task: Task, input_text: str, options: PromptOptions) -> tuple[Messa
 def split_of(dataset: Dataset, options: PairOptions) -> dict[str, PairSplit]:
     """Give the split of pairs for each example, by id, of the data set's train and validation splits.
 
-    Users who have validation examples only are unseen. Where there are none, a share of all users is drawn. Of the
-    other users, validation examples and a drawn share of the training examples are `seen`.
+    Users who have validation examples only are unseen. Where there are none, or fewer than half of the wanted share (a
+    split by time leaves some by chance), that share of all users is drawn instead. Of the other users, validation
+    examples and a drawn share of the training examples are `seen`.
     """
     examples = {name: dataset.examples(name) for name in dataset.splits if name != "test"}
     if not any(examples.values()):
@@ -119,7 +120,7 @@ def split_of(dataset: Dataset, options: PairOptions) -> dict[str, PairSplit]:
     trained = {example.user_id for example in examples.get("train", [])}
     everyone = trained | {example.user_id for example in examples.get("validation", [])}
     unseen = everyone - trained
-    if not trained or not unseen:
+    if not trained or len(unseen) < options.unseen_users * len(everyone) / 2:
         drawn = sorted(everyone, key=lambda user: (derived_seed(options.seed, "unseen", user), user))
         unseen = set(drawn[: max(1, round(len(drawn) * options.unseen_users))])
     limit = options.seen_share * 2**31
@@ -255,11 +256,12 @@ class _Maker:
             self.attempts[attempt.example_id].append(attempt)
         self.lenders = _lenders(self.examples, self.splits)
         self.same_input: dict[tuple[PairSplit, str, str], dict[str, str]] = defaultdict(dict)
-        self.golds: dict[tuple[PairSplit, str], list[str]] = defaultdict(list)
+        self.golds: dict[tuple[PairSplit, str], list[tuple[str, str]]] = defaultdict(list)
+        """Gold answers of a split and task, and whose."""
         for example in self.examples:
             split = self.splits[example.id]
             self.same_input[split, example.task, example.input][example.user_id] = _gold(example)
-            self.golds[split, example.task].append(_gold(example))
+            self.golds[split, example.task].append((_gold(example), example.user_id))
         self.preferences: Mapping[str, Mapping[str, Any]] = (
             dataset.manifest.parameters.get("preferences", {}) if dataset.manifest.name == "personas" else {}
         )
@@ -317,7 +319,7 @@ class _Maker:
         pool = self.golds[self.splits[example.id], example.task]
         seen = {_gold(example).strip()}
         for place in range(_CANDIDATES):
-            answer = pool[derived_seed(self.options.seed, "gold", example.id, str(place)) % len(pool)]
+            answer, author = pool[derived_seed(self.options.seed, "gold", example.id, str(place)) % len(pool)]
             if answer.strip() in seen or (score := reward(task, answer, _gold(example))) >= 1.0:
                 continue
             seen.add(answer.strip())
@@ -325,7 +327,10 @@ class _Maker:
             if texts is None:
                 yield "no trace of the scripted teacher"
                 return
-            yield self._pair(example, "gold", (1.0, texts[0]), (score, texts[1]), self._other(example), "sampled")
+            # a label is nobody's; a text is somebody's, and goes when they are forgotten
+            other = self._lender(example, author) if task.kind == "generation" else None
+            other = other or self._other(example)
+            yield self._pair(example, "gold", (1.0, texts[0]), (score, texts[1]), other, "sampled")
             if len(seen) > self.options.per_kind:
                 return
         if len(seen) == 1:
@@ -383,6 +388,13 @@ class _Maker:
 
     def _other(self, example: Example) -> _Lender | None:
         return next(iter(self._others(example)), None)
+
+    def _lender(self, example: Example, user: str) -> _Lender | None:
+        """Give another user of the same split and task by name; None for the example's own."""
+        if user == example.user_id:
+            return None
+        lenders = self.lenders[self.splits[example.id], example.task]
+        return next(lender for lender in lenders if lender.user_id == user)
 
     def _pair(
         self,

@@ -458,7 +458,8 @@ class PreferencePair(Record):
     profile_size: int = Field(ge=0)
     """The first so many items of it were known when the example was asked."""
     other_user_id: str
-    """Another user of the same split: the one `rejected` is right for (kind `user`), else any. For swap tests."""
+    """Another user of the same split: the one `rejected` is right for (kind `user`) or whose text it is (kind `gold`,
+    open questions), else any. For swap tests, and so that it goes when that user is forgotten."""
     other_profile_id: str
     """That user's profile."""
     other_profile_size: int = Field(ge=0)
