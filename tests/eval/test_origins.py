@@ -2,6 +2,7 @@
 
 import shlex
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import polars as pl
@@ -116,6 +117,13 @@ def test_rules_read_no_prompt_so_their_settings_do_not_matter():
     rules = evaluation("rules", settings={"models": ["knn"], "item_words": 5}, prompts="b", results={"models": {}})
     rules = Run(rules.name, rules.manifest, rules.predictions.filter(pl.col("model") == "knn"), None)
     assert origins.origin([evaluation("a"), rules]).warnings == ()
+
+
+def test_the_command_writes_where_the_run_lies_if_that_is_told_relatively():
+    for folder, output in (("runs/eval-a", "runs/eval-a"), ("/somewhere/eval-a", "first")):
+        found = evaluation()
+        found = Run(found.name, found.manifest, found.predictions, None, Path(folder))
+        assert origins.origin([found]).commands[0].endswith(f" --output {output}")
 
 
 def test_settings_of_another_version_give_no_command():

@@ -117,7 +117,7 @@ def test_another_reference_turns_the_differences(folder):
     base, *_, majority = rows_of(made[0], "stages-component")
     assert base["base"].value == pytest.approx(base["accuracy"].value - majority["accuracy"].value)
     assert majority["base"] is None
-    assert "base is majority" in made[0].intro
+    assert "base is the model majority" in made[0].intro
 
 
 def test_the_retriever_table_has_a_score_for_each_k_and_the_difference_to_the_first_retriever(chapters):
@@ -234,6 +234,33 @@ def test_a_table_says_when_its_runs_were_not_made_alike(folder, dataset, tmp_pat
         "**The runs were made by different versions of the code: 0123abc (grid), fedcba9 (other).**"
         in tables.markdown(chapter)
     )
+
+
+def test_seeds_of_an_ablation_stand_in_their_chapter_alone_unless_one_is_asked_for(dataset, tmp_path):
+    seeds = {
+        "whole-seed0": RIGHT["base"],
+        "whole-seed1": RIGHT["sft"],
+        "half-seed0": RIGHT["sft"],
+        "base": RIGHT["base"],
+    }
+    runs = cells.load_runs([make_grid(tmp_path / "run", dataset, seeds)])
+    made = {chapter.name: chapter for chapter in tables.build(runs, retriever="bm25", k=1)}
+    assert [row["model"] for row in rows_of(made["main"], "stages-component")] == ["base", "majority"]
+    assert [row["variant"] for row in rows_of(made["ablation"], "ablation-")] == ["whole", "half", "base", "majority"]
+    other = {chapter.name: chapter for chapter in tables.build(runs, reference="half", retriever="bm25", k=1)}
+    half, whole, *_ = rows_of(other["ablation"], "ablation-")
+    assert (half["variant"], whole["variant"], whole["whole"].value) == ("half", "whole", pytest.approx(-3 / 12))
+    alone = {chapter.name: chapter for chapter in tables.build(runs, reference="whole-seed1", retriever="bm25", k=1)}
+    (seed,) = [row for row in rows_of(alone["main"], "stages-component") if row["model"] == "whole-seed0"]
+    assert seed["base"].value == pytest.approx(-3 / 12)
+
+
+def test_an_unfinished_run_is_refused_with_what_to_do(folder, tmp_path):
+    manifest = json.loads((folder / "run.json").read_text()) | {"status": "running"}
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "run.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="half is an unfinished run; its own command goes on with it"):
+        cells.load_runs([tmp_path / "half"])
 
 
 def test_wrong_asks_are_told_with_what_there_is(folder, tmp_path):

@@ -72,6 +72,20 @@ def test_lift_valid_traces_and_claims_are_means_over_seeds_too(made):
     assert (rows["whole"]["valid"].value, rows["whole"]["grounded"].value) == (1, 1)
 
 
+def test_a_model_without_a_training_seed_stands_beside_every_seed(dataset, tmp_path):
+    """Base, which is asked directly, is right for 3 of 12 users; the whole for 9 and 11: 3/12 against 10/12."""
+    models = ("whole-seed0", "whole-seed1", "base")
+    known = KNOWN | {"base": 3}
+
+    def answer(model, example, user):
+        return example.output if user < known[model] else next(o for o in fixture.LABELS if o != example.output)
+
+    folder = write_run(tmp_path / "run", dataset, models, ("component",), {"component": answer})
+    table, rows = ablation(folder)
+    assert (rows["base"]["accuracy"].value, rows["base"]["whole"].value) == pytest.approx((3 / 12, -7 / 12))
+    assert (rows["base"]["seeds"], [row.role for row in table.rows]) == (None, ["", ""])
+
+
 def test_a_rule_stands_below_and_against_every_seed_of_the_whole(made):
     table, rows = made
     share = rows["majority"]["accuracy"].value

@@ -192,13 +192,15 @@ class Group:
 def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]:
     """Read run folders; `dataset` stands in for the data set folder named in their settings, where that has moved.
 
-    Raises InputError for a folder that is no evaluation, two of one name, or a data set of another content hash.
+    Raises InputError for a folder that is no finished evaluation, two of one name, or a data set of another hash.
     """
     runs: list[Run] = []
     for folder in folders:
         manifest = read_json(folder / "run.json", RunManifest)
         if manifest.kind != "evaluation":
             raise InputError(f"{folder} is a run of kind {manifest.kind!r}; a report needs one of kind 'evaluation'")
+        if manifest.status != "complete" and not (folder / "predictions.parquet").exists():
+            raise InputError(f"{folder} is an unfinished run; its own command goes on with it (shards: `merge` them)")
         predictions = read_table(folder / "predictions.parquet", Prediction)
         name = folder.resolve().name
         if name in {run.name for run in runs}:
@@ -220,7 +222,7 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
             sample_scores.gather_evidence(run.dataset, run.predictions) if run.dataset else sample_scores.Evidence()
         )
         tasks = run.tasks()
-        frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence)
+        frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence, _own_tagsets(run))
         keys = ("task", "model", "retriever", "k", "style", "protocol")
         for (task, model, retriever, k, style, protocol), part in frame.group_by(keys, maintain_order=True):
             is_shared = homes[str(model), str(task), run.setting("split"), run.data_hash] > 1
@@ -327,8 +329,22 @@ def _dataset(folder: Path, manifest: RunManifest, instead: Path | None) -> Datas
 
 def tagset_of(runs: Sequence[Run]) -> TagSet:
     """Give the tag set the runs name; the shipped one where they name none or its file has gone."""
-    for run in runs:
-        named = run.manifest.config.get("tagset")
-        if isinstance(named, str) and Path(named).is_file():
-            return load_tagset(Path(named))
-    return load_tagset()
+    found = (_tagset(run.manifest.config.get("tagset")) for run in runs)
+    return next((tagset for tagset in found if tagset is not None), None) or load_tagset()
+
+
+def _own_tagsets(run: Run) -> dict[str, TagSet]:
+    """The tag sets of models that were asked by another one than the run's."""
+    own: dict[str, dict[str, object]] = run.manifest.config.get("per_model", {})
+    found = {name: _tagset(options.get("tagset")) for name, options in own.items()}
+    return {name: tagset for name, tagset in found.items() if tagset is not None}
+
+
+def _tagset(named: object) -> TagSet | None:
+    """The tag set of a file or a shipped name; None where there is none, or it has gone."""
+    if not isinstance(named, str):
+        return None
+    try:
+        return load_tagset(Path(named))
+    except InputError:
+        return None

@@ -284,7 +284,7 @@ def tables(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, the base model's first.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option(help="Model that others are compared to; default: base, else the first.")
+        str | None, typer.Option(help="Model or variant others are compared to; default: base, whole, else the first.")
     ] = None,
     retriever: Annotated[
         str | None, typer.Option(help="Retriever of tables of one setting; default: of most models.")

@@ -8,6 +8,7 @@ Runs that differ in what should be equal for a comparison are named.
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -61,7 +62,8 @@ class Origin:
 def origin(runs: Sequence[Run], training: Sequence[TrainingRun] = ()) -> Origin:
     """Give where numbers computed from these runs come from."""
     named = [*((run.name, run.manifest) for run in runs), *((run.name, run.manifest) for run in training)]
-    made = [_repeat(name, manifest) for name, manifest in named]
+    made = [*(_repeat(run.name, run.manifest, run.folder) for run in runs)]
+    made += [_repeat(run.name, run.manifest) for run in training]
     return Origin(
         facts=" ".join(_sentences(runs, training)),
         warnings=tuple(_warnings(runs, named)),
@@ -70,8 +72,8 @@ def origin(runs: Sequence[Run], training: Sequence[TrainingRun] = ()) -> Origin:
     )
 
 
-def run_command(name: str, config: EvaluationConfig) -> str | None:
-    """Give the `tagpr-eval run` that has these settings and leaves them in the folder `name`; None where options cannot
+def run_command(output: str, config: EvaluationConfig) -> str | None:
+    """Give the `tagpr-eval run` that has these settings and writes into the folder `output`; None where options cannot
     say them."""
     given = _given(config)
     if given.keys() - set(_OPTIONS.values()):
@@ -81,7 +83,7 @@ def run_command(name: str, config: EvaluationConfig) -> str | None:
         values = given.get(place, ())
         for value in values if isinstance(values, list) else [values] if place in given else []:
             words += [option, str(value)]
-    return shlex.join([*words, "--output", name])
+    return shlex.join([*words, "--output", output])
 
 
 def _sentences(runs: Sequence[Run], training: Sequence[TrainingRun]) -> Iterable[str]:
@@ -149,8 +151,10 @@ def _prompts(run: Run, keys: Sequence[str]) -> "pl.DataFrame":
     return run.predictions.filter(~pl.col("model").is_in(rules)).select(*keys, "prompt_hash").unique()
 
 
-def _repeat(name: str, manifest: RunManifest) -> tuple[str, tuple[str, str] | None]:
-    """The command, and the settings file that it names."""
+def _repeat(name: str, manifest: RunManifest, folder: Path | None = None) -> tuple[str, tuple[str, str] | None]:
+    """The command, and the settings file that it names. It leaves an evaluation where it lies, if that is told relative
+    to where one stands, else in a folder of its name."""
+    output = name if folder is None or folder.is_absolute() else folder.as_posix()
     file = f"{name.replace('/', '-')}.toml"
     if manifest.kind != "evaluation":
         return shlex.join(["tagpr-train", manifest.kind, file]), (file, toml(manifest.config))
@@ -158,10 +162,10 @@ def _repeat(name: str, manifest: RunManifest) -> tuple[str, tuple[str, str] | No
         config = EvaluationConfig.model_validate(manifest.config)
     except ValidationError:
         return f"# {name}: its settings are of another version; `tagpr-eval rerun` of that version repeats it", None
-    command = run_command(name, config)
+    command = run_command(output, config)
     if command is not None:
         return command, None
-    return shlex.join(["tagpr-eval", "ablate", file, "--output", name]), (file, toml(_nested(_given(config))))
+    return shlex.join(["tagpr-eval", "ablate", file, "--output", output]), (file, toml(_nested(_given(config))))
 
 
 def _given(config: EvaluationConfig) -> dict[str, Any]:

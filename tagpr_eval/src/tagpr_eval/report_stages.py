@@ -127,8 +127,9 @@ def stage_tables(found: Sequence[Stages]) -> tuple[Table, ...]:
 
 
 def stage_plots(found: Sequence[Stages]) -> tuple[plots.Plot, ...]:
-    """Give, for each task, the score by model with the right profile, without one, and with another user's."""
-    return tuple(_stage_plot(stages) for stages in found)
+    """Give, for each task with two models, the score by model with the right profile, without one, and with another
+    user's."""
+    return tuple(_stage_plot(stages) for stages in found if len(stages.models) > 1)
 
 
 def headline(found: Sequence[Stages], averages: Table) -> tuple[str, str, tuple[str, ...]] | None:

@@ -78,6 +78,8 @@ class Choice:
 class _Material:
     runs: Sequence[Run]
     groups: Sequence[Group]
+    """Without the models of ablations, unless one of them is the reference."""
+    ablations: Sequence[tables_ablation.Ablation]
     training: Sequence[TrainingRun]
     choice: Choice
 
@@ -94,13 +96,21 @@ def build(
     retriever: str | None = None,
     k: int | None = None,
 ) -> list[Chapter]:
-    """Compute the chapters that these runs have something for. `reference` is the model that others are compared to;
-    None takes `base` where there is one, else the first that is no rule.
+    """Compute the chapters that these runs have something for. `reference` is the model that others are compared to, or
+    the variant of an ablation; None takes `base` where there is one, else the first that is no rule, and `whole`. A
+    model that is one seed of an ablation stands in that chapter only, unless it is the reference.
 
     Raises InputError when there is nothing to show, or nothing ran in what is asked for."""
     groups = make_groups(runs) if runs else []
     _check(groups, retriever, k)
-    material = _Material(runs, groups, training, Choice(_reference(groups, reference), retriever, k))
+    is_variant = any(reference in tables_ablation.variants_of(group) for group in groups)
+    whole = reference if reference is not None and is_variant else tables_ablation.WHOLE
+    ablations = tables_ablation.make_ablations(groups, whole, retriever, k)
+    if is_variant or reference not in {cell.model for one in ablations for cell in one.group.cells}:
+        apart = {id(one.group): tables_ablation.without_variants(one) for one in ablations}
+        groups = [apart.get(id(group), group) for group in groups]
+    choice = Choice(_reference(groups, None if is_variant else reference), retriever, k)
+    material = _Material(runs, groups, ablations, training, choice)
     made = (chapter(material) for chapter in _CHAPTERS)
     chapters = [chapter for chapter in made if chapter.entries]
     if not chapters:
@@ -180,21 +190,21 @@ def _main(material: _Material) -> Chapter:
     choice, found = material.choice, material.stages
     tables = report_stages.stage_tables(found)
     entries: list[Entry] = []
-    for stages, table, plot in zip(found, tables, report_stages.stage_plots(found), strict=False):
+    plots = {plot.name: plot for plot in report_stages.stage_plots(found)}
+    for stages, table in zip(found, tables, strict=False):  # the last table is that of averages
         runs = _runs(material, {stages.cell(place).run.name for place in stages.rows})
-        entries += [Entry(plot, runs), Entry(table, runs, remark=tables_cold_start.users_of_one_kind(stages))]
+        entries += [Entry(plots[table.name], runs)] if table.name in plots else []
+        entries.append(Entry(table, runs, remark=tables_cold_start.users_of_one_kind(stages)))
     if tables:
         every = {stages.cell(place).run.name for stages in found for place in stages.rows}
         entries.append(Entry(tables[-1], _runs(material, every)))
-    return Chapter("main", "The models side by side", report_stages.intro(choice.reference), tuple(entries))
+    return Chapter(
+        "main", "The models side by side", report_stages.intro(f"the model {choice.reference}"), tuple(entries)
+    )
 
 
 def _ablation(material: _Material) -> Chapter:
-    choice = material.choice
-    entries = [
-        Entry(tables_ablation.ablation_table(one), _runs(material, one.runs()))
-        for one in tables_ablation.make_ablations(material.groups, retriever=choice.retriever, k=choice.k)
-    ]
+    entries = [Entry(tables_ablation.ablation_table(one), _runs(material, one.runs())) for one in material.ablations]
     return Chapter("ablation", "Ablations", tables_ablation.INTRO, tuple(entries))
 
 

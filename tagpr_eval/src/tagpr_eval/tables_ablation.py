@@ -40,12 +40,12 @@ class Ablation:
     """Its cells."""
     variants: Mapping[Key, Mapping[int, int]]
     """Row → training seed → place in `group.cells`; the whole recipe first."""
-    rules: Mapping[Key, Mapping[int, int]]
-    """The same of rules, which stand beside every seed."""
+    others: Mapping[Key, Mapping[int, int]]
+    """The same of what has no training seed, untrained models and rules: it stands beside every seed."""
 
     def runs(self) -> set[str]:
         """Give the names of the runs that its numbers come from."""
-        places = [place for seeds in (*self.variants.values(), *self.rules.values()) for place in seeds.values()]
+        places = [place for seeds in (*self.variants.values(), *self.others.values()) for place in seeds.values()]
         return {self.group.cells[place].run.name for place in places}
 
     def whole(self, key: Key) -> Mapping[int, int] | None:
@@ -54,7 +54,7 @@ class Ablation:
         found = {own: seeds for own, seeds in self.variants.items() if own[0] == name}
         if key in found:
             return None
-        alike = [seeds for own, seeds in found.items() if key in self.rules or own[2] == key[2]]
+        alike = [seeds for own, seeds in found.items() if key[2] in (own[2], _RULE)]
         return found.get((name, *key[1:]), next(iter(alike), None))
 
 
@@ -68,9 +68,21 @@ def make_ablations(
     return [one for one in found if one is not None]
 
 
+def variants_of(group: Group) -> set[str]:
+    """Give the variants that the models' names tell of."""
+    return {told[0] for cell in group.cells if (told := _variant(cell)) is not None}
+
+
+def without_variants(ablation: Ablation) -> Group:
+    """Give the group without the models of the ablation, as one seed is no model of its own."""
+    group = ablation.group
+    cells = [cell for cell in group.cells if _variant(cell) is None]
+    return Group(group.task, group.split, group.data_hash, cells)
+
+
 def ablation_table(ablation: Ablation) -> Table:
-    """Give the variants, a row each, and the rules below."""
-    group, every = ablation.group, {**ablation.variants, **ablation.rules}
+    """Give the variants, a row each, then untrained models and rules."""
+    group, every = ablation.group, {**ablation.variants, **ablation.others}
     metric, second = group.metrics
     seeds = sorted({seed for places in ablation.variants.values() for seed in places})
     columns = _columns(metric, second, seeds, next(iter(every))[0])
@@ -101,7 +113,7 @@ def ablation_table(ablation: Ablation) -> Table:
             values |= {"seeds": len(places), **{f"seed_{seed}": value for seed, value in by_seed.items()}}
         bold = {name for name in _COMPARED if corrected.get((key, name), 1.0) < 0.05}
         strong = frozenset(place for place, column in enumerate(columns) if column.name in bold)
-        role = "baseline" if key in ablation.rules else ""
+        role = "baseline" if cell.is_baseline else ""
         rows.append(Row(tuple(values.get(column.name) for column in columns), role, strong))
     note = (
         f"{group.source}; {_setting(ablation)}; training seeds {', '.join(map(str, seeds))}; n answers of each seed; "
@@ -110,6 +122,7 @@ def ablation_table(ablation: Ablation) -> Table:
     return Table(f"ablation-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
 
 
+_RULE = "rule"
 _COMPARED = ("whole", "no_profile", "wrong_user")
 
 
@@ -156,12 +169,14 @@ def _ablation(group: Group, whole: str, retriever: str | None, k: int | None) ->
             seeds[seed] = place
     if next(iter(variants))[0] != whole or sum(map(len, variants.values())) < 2:
         return None
-    rules = {
-        (cell.model, cell.style, "rule"): dict.fromkeys(next(iter(variants.values())), place)
+    others = {
+        (cell.model, cell.style, _RULE if cell.is_baseline else cell.protocol): dict.fromkeys(
+            next(iter(variants.values())), place
+        )
         for place, cell in enumerate(group.cells)
-        if cell.is_baseline and cell.control is None
+        if _variant(cell) is None and cell.control is None and (cell.is_baseline or (cell.retriever, cell.k) == best)
     }
-    return Ablation(group, variants, rules)
+    return Ablation(group, variants, others)
 
 
 def _variant(cell: Cell) -> tuple[str, int] | None:
