@@ -79,20 +79,20 @@ def test_a_short_text_is_looked_for_in_quotes_only(traces, make_corpus, tmp_path
     corpus = open_corpus(tmp_path / "a")
     gone = {kind: set[str]() for kind in ("rejected", "pairs", "profiles")}
     gone["traces"] = {row.id for rows in traces.values() for row in rows if row.user_id == "ann"}
-    texts = own_texts.written(corpus, gone)  # pyright: ignore[reportArgumentType]
+    texts = own_texts.written(corpus, gone, 5)  # pyright: ignore[reportArgumentType]
     assert ('"Yes"' in texts, '"No"' in texts) == (gold == "[1]", gold == "[2]")
-    assert own_texts.only_theirs(corpus, gone, texts) == ({'"Yes"'} if found else set())  # pyright: ignore[reportArgumentType]
+    assert own_texts.only_theirs(corpus, gone, texts, 5) == ({'"Yes"'} if found else set())  # pyright: ignore[reportArgumentType]
 
 
 def test_items_golds_and_profiles_are_read_as_their_texts(corpus_with_pairs):
     corpus = open_corpus(corpus_with_pairs)
     with corpus.connect() as rows:
         _, gone = forget._gone(rows, "ann")  # pyright: ignore[reportPrivateUsage]
-    texts = own_texts.written(corpus, gone)
+    texts = own_texts.written(corpus, gone, 5)
     assert {"loud: northern guitar riff", "a guitar riff about the northern road and a drum"} <= texts  # an item
     assert "loud: midnight guitar riff" in texts  # the gold of the last song
     assert not [text for text in texts if "saxophone" in text]
-    assert not own_texts.only_theirs(corpus, gone, texts)
+    assert not own_texts.only_theirs(corpus, gone, texts, 5)
 
 
 def test_a_corpus_of_choices_made_from_a_table_forgets_what_was_shown_to_others(tmp_path):

@@ -105,8 +105,8 @@ def forget(
             known = rows.execute("SELECT DISTINCT user_id FROM traces ORDER BY user_id LIMIT 5").fetchall()
             users = ", ".join(name for (name,) in known) or "none"
             raise InputError(f"{corpus.folder} has no user {user!r}; it has, for example, {users}")
-    written = own_texts.written(corpus, gone)
-    theirs = own_texts.only_theirs(corpus, gone, written)
+    written = own_texts.written(corpus, gone, SEARCHED_ROWS)
+    theirs = own_texts.only_theirs(corpus, gone, written, SEARCHED_ROWS)
     identity = Identity({**identity.ids, "user": frozenset({user, *known_as})}, theirs)
     removed = {f"{table.kind}/{table.split}": table.entry.rows for table in corpus.tables}
     facts_path = corpus.folder / card.FACTS

@@ -19,23 +19,24 @@ from tagpr_data.corpus import Corpus, Kind
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS = 1_000
 _LONG_WORDS, _LONG_CHARACTERS = 4, 24
 _OPTIONS = re.compile(r'\[1\]: "(?P<one>.*)" \[2\]: "(?P<two>.*)"', re.DOTALL)
 
 
-def written(corpus: Corpus, gone: Mapping[Kind, set[str]]) -> frozenset[str]:
+def written(corpus: Corpus, gone: Mapping[Kind, set[str]], batch_rows: int) -> frozenset[str]:
     """Give the user's texts as they would stand in another row, short ones in quotes. gone: the keys of the user's
-    rows by kind."""
+    rows by kind; batch_rows: rows in memory at once."""
     kinds = {task.name: (task.kind, task.item_template) for task in corpus.manifest.tasks}
     texts: set[str] = set()
-    for kind, batch in _batches(corpus):
+    for kind, batch in _batches(corpus, batch_rows):
         for row in batch.filter(_is_in(kind, batch, gone)).to_pylist():
             texts |= _of_profile(row) if kind == "profiles" else _of_row(row, *kinds.get(row["task"], ("", "")))
     return frozenset(_as_searched(text) for text in texts if text)
 
 
-def only_theirs(corpus: Corpus, gone: Mapping[Kind, set[str]], texts: frozenset[str]) -> frozenset[str]:
+def only_theirs(
+    corpus: Corpus, gone: Mapping[Kind, set[str]], texts: frozenset[str], batch_rows: int
+) -> frozenset[str]:
     """Give those of the user's texts that stand in rows of others, but in nobody else's own words."""
     import polars as pl
     import pyarrow.compute as pc
@@ -44,7 +45,7 @@ def only_theirs(corpus: Corpus, gone: Mapping[Kind, set[str]], texts: frozenset[
         return texts
     patterns = sorted(texts)
     found, common = set[str](), set[str]()
-    for kind, batch in _batches(corpus):
+    for kind, batch in _batches(corpus, batch_rows):
         others = batch.filter(pc.invert(_is_in(kind, batch, gone)))
         rows = others.to_pylist()
         everything = pl.Series(["\n".join(_strings(row)) for row in rows], dtype=pl.String)
@@ -57,12 +58,12 @@ def only_theirs(corpus: Corpus, gone: Mapping[Kind, set[str]], texts: frozenset[
     return frozenset(found - common)
 
 
-def _batches(corpus: Corpus) -> "Iterator[tuple[Kind, pa.RecordBatch]]":
+def _batches(corpus: Corpus, rows: int) -> "Iterator[tuple[Kind, pa.RecordBatch]]":
     import pyarrow.parquet as pq
 
     for table in corpus.tables:
         with pq.ParquetFile(corpus.folder / table.path) as file:
-            for batch in file.iter_batches(_ROWS, use_threads=False):
+            for batch in file.iter_batches(rows, use_threads=False):
                 yield table.kind, batch
 
 
