@@ -92,6 +92,14 @@ def test_users_are_drawn_where_the_data_set_holds_none_out(songs: Dataset) -> No
     assert {splits[e.id] for e in songs.examples("validation") if e.user_id in users["train"]} == {"seen"}
 
 
+def test_users_are_drawn_where_the_data_set_holds_too_few_out(people: Dataset) -> None:
+    """A few users without a training example, as a split by time leaves by chance, are no set of unseen users."""
+    known = {e.user_id for split in ("train", "validation") for e in people.examples(split)}
+    splits = split_of(people, PairOptions(unseen_users=0.5))  # validation holds a ninth of the users
+    unseen = {e.user_id for s in ("train", "validation") for e in people.examples(s) if splits[e.id] == "unseen"}
+    assert len(unseen) == round(len(known) / 2) and unseen & {e.user_id for e in people.examples("train")}
+
+
 def test_a_real_corpus_gives_pairs_by_metric_and_by_profile(songs: Dataset, song_config: CorpusConfig) -> None:
     build(song_config.model_copy(update={"attempts": 2, "teacher": (song_config.teacher[0].model_copy(
         update={"hindsight": False}),)}))  # fmt: skip
