@@ -209,7 +209,7 @@ def test_an_address_that_cannot_be_right_or_carries_a_secret_is_refused(url):
 
 def served(config: CorpusConfig, server: StubServer, out: Path, **options: Any) -> CorpusConfig:
     teacher = ServedTeacherConfig(
-        type="openai", base_url=server.url, model="stub", backoff_seconds=0.01, timeout_seconds=0.5,
+        type="openai", base_url=server.url, model="stub", backoff_seconds=0.01, timeout_seconds=30,
         **{"concurrency": 3, "retries": 20, **options},
     )  # fmt: skip
     return config.model_copy(update={"teacher": (teacher,), "output": out})

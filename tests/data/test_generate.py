@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +9,16 @@ import pytest
 
 from tagpr_data.budget import Forecast, Limits
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.generate import Generation, Profiles, Prompt, Retrieval, TeacherPlan, generate, make_prompts
+from tagpr_data.generate import (
+    Generation,
+    Profiles,
+    Prompt,
+    Retrieval,
+    TeacherPlan,
+    attempt_id,
+    generate,
+    make_prompts,
+)
 from tagpr_data.journal import folder_lock
 from tagpr_data.prompts import PromptOptions
 from tagpr_data.records import Candidate, Example, Sampling
@@ -121,6 +132,19 @@ def test_examples_are_left_out_with_a_reason_when_the_prompt_repeats_holds_the_g
     prompts, skipped = made(songs, [("train", row) for row in rows], retrieval)
     assert [prompt.example_id for prompt in prompts] == [example.id]
     assert skipped == {"no-gold": 1, "gold-in-prompt": 1, "duplicate-prompt": 1}
+
+
+def test_an_attempts_id_is_the_hash_of_prompt_teacher_sampling_seed_and_attempt_in_canonical_json(songs, tmp_path):
+    teacher = CountingTeacher(name='mod\u00e8le "1"', revision="r\n2")
+    plan = TeacherPlan(teacher, (Sampling(), Sampling(temperature=0.7, stop=("</think>", '"'))))
+    ask(tmp_path, songs, prompts_of(songs)[:3], [plan], seed=5)
+    for row in rows_in(tmp_path):
+        made_of = [row.prompt_hash, teacher.name, teacher.revision, row.sampling.model_dump(mode="json")]
+        text = json.dumps(
+            [*made_of, row.seed, row.attempt], sort_keys=True, ensure_ascii=False, separators=(",", ":")
+        )  # fmt: skip
+        assert row.id == hashlib.sha256(text.encode()).hexdigest()
+        assert row.id == attempt_id(*made_of[:3], row.sampling, row.seed, row.attempt)
 
 
 def test_an_interrupted_run_goes_on_and_asks_for_nothing_twice(songs, tmp_path):

@@ -252,6 +252,9 @@ class ChatServer:
         """Wait for a place with room, one not yet tried before one that was; its room is taken."""
         if self._stopped.is_set():
             raise self._stopped_error()
+        if not self._waiting and (place := self._free_place(tried, _now())) is not None:
+            place.in_flight += 1
+            return place
         room: asyncio.Future[_Place] = asyncio.get_running_loop().create_future()
         self._waiting.append((tried, room))
         self._hand_out_room()
@@ -269,22 +272,25 @@ class ChatServer:
         while self._waiting:
             tried, room = self._waiting[0]
             if not room.done():
-                free = [
-                    place for place in self._places if place.not_before <= now and place.in_flight < int(place.room)
-                ]
-                if not free:
+                place = self._free_place(tried, now)
+                if place is None:
                     break
-                place = min(free, key=lambda place: (place.url in tried, place.in_flight / place.room))
                 place.in_flight += 1
                 room.set_result(place)
             self._waiting.popleft()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        held = [place.not_before for place in self._places if place.not_before > now]
-        if self._waiting and held:
+        if self._waiting and (held := [place.not_before for place in self._places if place.not_before > now]):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_at(min(held) + random.uniform(0, 0.1), self._hand_out_room)
+
+    def _free_place(self, tried: Collection[str], now: float) -> _Place | None:
+        """Give the place a question goes to now; None where all are full or held back."""
+        free = [place for place in self._places if place.not_before <= now and place.in_flight < int(place.room)]
+        if len(free) < 2:
+            return free[0] if free else None
+        return min(free, key=lambda place: (place.url in tried, place.in_flight / place.room))
 
     async def _turn(self) -> None:
         """Let requests go out before answers are worked on, and those one by one, with a look at what came in between:
@@ -377,6 +383,7 @@ async def work_through(
         async with asyncio.TaskGroup() as group:
             for _ in range(at_once):
                 group.create_task(worker())
+                await asyncio.sleep(0)  # the first question goes out before the last is made
     except ExceptionGroup as group_of_errors:
         raise group_of_errors.exceptions[0] from None
     finally:
@@ -394,13 +401,22 @@ def _encoded(body: Mapping[str, Any]) -> bytes:
         return json.dumps(body).encode()
 
 
+def _decoded(content: bytes) -> Any:
+    import orjson
+
+    try:
+        return orjson.loads(content)
+    except ValueError:  # what orjson refuses and json does not: lone surrogates, NaN, UTF-16
+        try:
+            return json.loads(content)
+        except UnicodeDecodeError:
+            return json.loads(content.decode("utf-8", "replace"))
+
+
 def read_answer(content: bytes) -> Answer:
     """Read the body of an answer; whatever is broken in it is worth another try."""
     try:
-        try:
-            value = json.loads(content)
-        except UnicodeDecodeError:
-            value = json.loads(content.decode("utf-8", "replace"))
+        value = _decoded(content)
         choice = value["choices"][0]
         text, reason = _text(choice["message"]), choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):

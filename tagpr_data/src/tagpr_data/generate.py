@@ -346,6 +346,10 @@ class _Run:
         self.say: Callable[[str], object] = lambda line: None
         self.profiles = Profiles(dataset, most=_PROFILES_HELD)
         self.rungs = sum(len(plan.samplings) for plan in plans)
+        self.makers = [  # what the ids of a teacher's attempts share
+            [_maker(*teacher, sampling) for sampling in plan.samplings]
+            for plan, teacher in zip(plans, self.teachers, strict=True)
+        ]
         self.verdicts = bytearray(count * self.rungs)  # 0 not there, 1 accepted, 2 rejected
         self.tally = Tally(planned=count * self.rungs)
         self.pilot: Pilot | None = None
@@ -443,6 +447,7 @@ class _Run:
                 # the pilot times answers, so nothing waits in it
                 for _ in range(plan.concurrency + (plan.ahead if self.pilot is None else 0)):
                     group.create_task(worker(index, chains))
+                    await asyncio.sleep(0)  # the first question goes out before the last is made
             if self.pilot is not None:
                 self.pilot.wall_seconds[index] = perf_counter() - started
 
@@ -456,7 +461,7 @@ class _Run:
     def _chains(self, index: int, is_in: Callable[[Prompt], bool]) -> Iterator[tuple[int, Prompt, range]]:
         """Give what one teacher has to do: single attempts, or all attempts on a prompt where one waits for another."""
         attempts = len(self.plans[index].samplings)
-        for row, prompt in enumerate(iter_records(self.prompts, Prompt)):
+        for row, prompt in enumerate(iter_records(self.prompts, Prompt, _ROWS_AT_ONCE)):
             if not is_in(prompt):
                 continue
             if self.until_accepted is not None:
@@ -586,9 +591,8 @@ class _Run:
 
     def _identity(self, index: int, prompt: str, attempt: int) -> tuple[str, int]:
         """Give id and seed of an attempt on the prompt with this hash."""
-        plan = self.plans[index]
         seed = derived_seed(self.seed, prompt, str(attempt))
-        return attempt_id(prompt, *self.teachers[index], plan.samplings[attempt], seed, attempt), seed
+        return _attempt_hash(prompt, self.makers[index][attempt], seed, attempt), seed
 
     def _forecast(self, pilot: Pilot, found: Counter[tuple[str, str]]) -> Forecast:
         rows = len({row for _, row in pilot.by_prompt})
@@ -602,8 +606,7 @@ class _Run:
 
 def attempt_id(prompt: str, teacher: str, revision: str, sampling: Sampling, seed: int, attempt: int) -> str:
     """Give the identity of one attempt: the hash of prompt, teacher, revision, sampling, seed and attempt."""
-    identity = [prompt, teacher, revision, sampling.model_dump(mode="json"), seed, attempt]
-    return sha256_text(canonical_json(identity))
+    return _attempt_hash(prompt, _maker(teacher, revision, sampling), seed, attempt)
 
 
 def derived_seed(seed: int, *parts: str) -> int:
@@ -612,7 +615,18 @@ def derived_seed(seed: int, *parts: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def _attempt_hash(prompt: str, maker: str, seed: int, attempt: int) -> str:
+    """Give the hash of the list [prompt, *maker, seed, attempt] in canonical JSON; `prompt` is a hash in hex."""
+    return sha256_text(f'["{prompt}",{maker},{seed},{attempt}]')
+
+
+def _maker(teacher: str, revision: str, sampling: Sampling) -> str:
+    """Give who answers and how as the members of a list in canonical JSON."""
+    return canonical_json([teacher, revision, sampling.model_dump(mode="json")])[1:-1]
+
+
 _PROFILES_HELD = 512
+_ROWS_AT_ONCE = 64
 _SHARED_FIELDS = tuple(field for field in Prompt.model_fields if field in Candidate.model_fields)
 
 

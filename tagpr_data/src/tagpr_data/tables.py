@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Record)
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
 
 def canonical_json(value: Any) -> str:
     """Give the one JSON text of a value: sorted keys, no blanks, no NaN. What hashes are taken over."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def sha256_text(text: str) -> str:
