@@ -309,6 +309,18 @@ def test_commands_answer_on_stdout_and_tell_misuse(corpus, tmp_path):
     assert isinstance(call("forget", corpus, "--user", "Eve", "--user-map", who, "--check")[2], InputError)
 
 
+def test_tables_that_are_damaged_or_lack_a_column_are_told(corpus, corpus_with_pairs, tmp_path):
+    path = corpus / "traces/train.parquet"
+    whole = pq.read_table(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckFailed, match=r"its traces cannot be read .*validate"):
+        show.find(open_corpus(corpus, verify=False), "0")
+    pq.write_table(whole.drop_columns(["gold", "score"]), path)
+    with pytest.raises(CheckFailed, match=r"train.parquet has no column gold, score"):
+        merge(open_corpus(corpus, verify=False), open_corpus(corpus_with_pairs), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 def test_forget_and_merge_hold_no_more_rows_of_a_larger_corpus(rows, make_corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(merging, "GROUP_ROWS", 50)  # so that a thousand rows are many groups
     monkeypatch.setattr(forget, "SEARCHED_ROWS", 50)

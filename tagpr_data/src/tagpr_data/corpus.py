@@ -82,7 +82,15 @@ class Corpus:
             connection.register(f"_empty_{name}", empty)
             columns = "*" if kind == "pairs" else "'none' AS split, *"
             parts = [f"SELECT {columns} FROM _empty_{name}"]
-        connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL BY NAME ".join(parts)}')
+        import duckdb
+
+        try:
+            connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL BY NAME ".join(parts)}')
+        except duckdb.Error as error:
+            raise CheckFailed(
+                f"{self.folder}: its {kind} cannot be read ({str(error).splitlines()[0]}); "
+                f"`tagpr-data validate {self.folder}` says where"
+            ) from None
 
 
 SPLIT_ORDER = ("train", "validation", "test", "seen", "unseen", "items")

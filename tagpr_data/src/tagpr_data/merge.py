@@ -195,6 +195,10 @@ def _batches(path: Path, kind: Kind) -> "Iterator[pa.RecordBatch]":
 
     schema, key = arrow_schema(RECORDS[kind]), list(_KEYS[kind])
     with pq.ParquetFile(path, pre_buffer=False) as file:
+        if missing := sorted(set(schema.names) - set(file.schema_arrow.names)):
+            raise CheckFailed(
+                f"{path} has no column {', '.join(missing)}; `tagpr-data validate` says what else is amiss"
+            )
         if _is_sorted(file.iter_batches(GROUP_ROWS, columns=key, use_threads=False), key):
             for batch in file.iter_batches(GROUP_ROWS, use_threads=False):
                 yield batch.select(schema.names).cast(schema)
