@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel, PreTrainedTokenizerFast
 
@@ -124,6 +125,36 @@ def test_an_unknown_user_and_a_folder_of_something_else_are_named(tmp_path: Path
         make().score("carl", "what", "warm")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(InputError, match=r"is not a PRMU: it has no users\.json"):
+        PRMU.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("users.json", b"{", "JSONDecodeError"),
+        ("users.json", b"[1]", "TypeError"),
+        ("config.json", None, "is not a whole PRMU"),
+        ("config.json", b'{"model_type": "prmu"}', "KeyError"),
+        ("model.safetensors", b"half", "SafetensorError"),
+        ("tokenizer.json", None, "is not a whole PRMU"),
+    ],
+)
+def test_a_damaged_folder_is_told(tmp_path: Path, name: str, content: bytes | None, says: str) -> None:
+    model = make("llama")
+    model.save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        PRMU.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    """transformers would give the head random weights and warn."""
+    make("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"its weights lack head\.weight"):
         PRMU.from_pretrained(tmp_path)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -163,7 +164,7 @@ class PRMU(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
         """Load a PRMU with tokenizer and users from a folder or OWNER/NAME[@REVISION] of the Hub; safetensors only.
-        InputError where it cannot be got or is not a PRMU."""
+        InputError where it cannot be got, is not a PRMU or is damaged."""
         name = pretrained_model_name_or_path
         folder = Path(name)
         if not folder.is_dir():
@@ -171,9 +172,17 @@ class PRMU(PreTrainedModel):
             folder = fetch("PRMU", f"{name}@{revision}" if revision else str(name), "model")
         if not (folder / USERS_FILE).is_file():
             raise InputError(f"{name} is not a PRMU: it has no {USERS_FILE}; give a folder made by `tagpr-train prmu`")
-        model = super().from_pretrained(folder, *args, use_safetensors=True, **kwargs)
-        model.users = json.loads((folder / USERS_FILE).read_text(encoding="utf-8"))
-        model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        options: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True, **kwargs}
+        try:
+            loaded: Any = super().from_pretrained(folder, *args, **options)
+            model, found = loaded
+            model.users = dict(json.loads((folder / USERS_FILE).read_text(encoding="utf-8")))
+            model.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            what = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            raise InputError(f"{name} is not a whole PRMU ({what}); make it or fetch it again") from error
+        if missing := sorted(found["missing_keys"]):
+            raise InputError(f"{name} is not a whole PRMU: its weights lack {', '.join(missing[:3])}; make it again")
         return model.eval()
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
