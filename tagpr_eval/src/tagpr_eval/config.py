@@ -106,6 +106,8 @@ class ModelOptions(Config):
     """Prompt styles."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest completion."""
+    tagset: str | None = None
+    """Tag set its traces are judged by and kept to: a model that was taught another one."""
 
 
 class EvaluationConfig(Config):
@@ -136,7 +138,7 @@ class EvaluationConfig(Config):
     input_words: int | None = Field(default=None, ge=1)
     """Cut the input after so many words."""
     tagset: str | None = None
-    """Tag-set file; None is the shipped one."""
+    """Tag-set file, or name of a shipped set; None is tagpr-9."""
     protocols: tuple[Protocol, ...] = ("generation",)
     """How an answer is got (`records.Protocol`). `log-likelihood`: `hf:` models, tasks with labels, style direct."""
     sampling: Decoding = Decoding()
@@ -186,6 +188,12 @@ class EvaluationConfig(Config):
         names = [model_name(text) for text in self.models]
         if strangers := [name for name in self.per_model if name not in names]:
             raise ValueError(f"per_model names {strangers[0]!r}, which is none of the models: {', '.join(names)}")
+        for name, own in self.per_model.items():
+            if own.tagset is not None and "trace-explained" in (own.styles or self.styles):
+                raise ValueError(
+                    f"per_model.{name}.tagset: prompts of style trace-explained list one tag set for all models; ask "
+                    "this model in a run of its own, with tagset"
+                )
         return self
 
     def for_model(self, name: str) -> "EvaluationConfig":
@@ -194,7 +202,10 @@ class EvaluationConfig(Config):
         sampling = self.sampling
         if own.max_new_tokens is not None:
             sampling = sampling.model_copy(update={"max_new_tokens": own.max_new_tokens})
-        return self.model_copy(update={"styles": own.styles or self.styles, "sampling": sampling, "per_model": {}})
+        own_set = {} if own.tagset is None else {"tagset": own.tagset}
+        return self.model_copy(
+            update={"styles": own.styles or self.styles, "sampling": sampling, "per_model": {}, **own_set}
+        )
 
     def all_styles(self) -> tuple[Style, ...]:
         """Give the styles that some model is asked in."""

@@ -219,7 +219,6 @@ class _Plan:
     """What is asked, the same for every model."""
 
     dataset: Dataset
-    tagset: TagSet
     tasks: dict[str, Task]
     examples: list[Example]
     grid: list[Cell]
@@ -237,7 +236,6 @@ def _specs(config: EvaluationConfig) -> list[Spec]:
 
 def _plan(config: EvaluationConfig) -> _Plan:
     dataset = Dataset.load(find_dataset(config.dataset))
-    tagset = load_tagset(Path(config.tagset) if config.tagset else None)
     named = [dataset.task(name) for name in config.tasks] or list(dataset.manifest.tasks)
     tasks = {task.name: task for task in named}
     grid = _answerable(cells(config, list(tasks)), tasks, config)
@@ -246,11 +244,15 @@ def _plan(config: EvaluationConfig) -> _Plan:
     for name in tasks:
         if not any(row.task == name for row in examples):
             raise InputError(f"data set {config.dataset} has no example of task {name} in split {config.split}")
-    prompter = Prompter(dataset, examples, pool, tagset, _encoder(config), config.chat.system_prompt)
+    prompter = Prompter(dataset, examples, pool, _tagset(config), _encoder(config), config.chat.system_prompt)
     needs_prompts = any(spec.kind != "baseline" for spec in map(parse_spec, config.models))  # rules read none
     asked = grid if needs_prompts else []
     questions = {cell: prompter.questions(cell, config.prompt_options(cell.style)) for cell in asked}
-    return _Plan(dataset, tagset, tasks, examples, grid, questions, prompter)
+    return _Plan(dataset, tasks, examples, grid, questions, prompter)
+
+
+def _tagset(config: EvaluationConfig) -> TagSet:
+    return load_tagset(Path(config.tagset) if config.tagset else None)
 
 
 def _answerable(grid: list[Cell], tasks: Mapping[str, Task], config: EvaluationConfig) -> list[Cell]:
@@ -282,16 +284,14 @@ def _encoder(config: EvaluationConfig) -> Encode | None:
     return cached_encoder(config.encoder, cache_folder() / "embeddings")
 
 
-def _constraint(config: EvaluationConfig, plan: _Plan, question: Question) -> Constraint | None:
+def _constraint(config: EvaluationConfig, plan: _Plan, question: Question, tagset: TagSet) -> Constraint | None:
     """Give what the completion of a question is kept to."""
     mode = config.sampling.constrain
     labels = plan.tasks[question.cell.task].labels or () if mode == "labels" else ()
     if question.cell.style == "direct":
         return Constraint(None, None, labels) if labels else None
     return (
-        None
-        if mode == "no" or question.cell.style == "chain"
-        else Constraint(plan.tagset, len(question.item_ids), labels)
+        None if mode == "no" or question.cell.style == "chain" else Constraint(tagset, len(question.item_ids), labels)
     )
 
 
@@ -304,8 +304,9 @@ class _Asked:
         self._name = name
         self._model = model
         self._store = store
+        tagset = _tagset(config)
         if config.sampling.constrain != "no":
-            identity = sha256_text(canonical_json([identity, plan.tagset.hash]))
+            identity = sha256_text(canonical_json([identity, tagset.hash]))
         self.questions = {cell: rows for cell, rows in plan.questions.items() if cell.style in config.styles}
         self._keys: dict[tuple[str, str], tuple[str, ...]] = {}  # one for each sample
         prompts: dict[str, Prompt] = {}
@@ -316,7 +317,7 @@ class _Asked:
             for row in rows:
                 keys = [sample_key(identity, row.prompt_hash, config.sampling, seed, labels) for seed in seeds]
                 self._keys[cell.name, row.example.id] = tuple(keys)
-                constraint = None if labels else _constraint(config, plan, row)
+                constraint = None if labels else _constraint(config, plan, row, tagset)
                 for key, seed in zip(keys, seeds, strict=True):
                     prompts.setdefault(key, Prompt(row.messages, seed, labels, constraint))
         self._open_cells = _OpenCells(self._keys, store)
@@ -630,9 +631,10 @@ def _same(output: Path, what: str, found: dict[str, Any], wanted: dict[str, Any]
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
-    """Give settings without those that change no answer, and with `samples`, which older runs do not have."""
+    """Give settings without those that change no answer, and with the defaults of those that older runs do not have."""
     server = {key: value for key, value in settings.get("server", {}).items() if key not in _SPEED_SETTINGS}
-    return {"samples": 1, **settings, "server": server}
+    per_model = {name: {"tagset": None, **own} for name, own in settings.get("per_model", {}).items()}
+    return {"samples": 1, **settings, "server": server, "per_model": per_model}
 
 
 def _results(

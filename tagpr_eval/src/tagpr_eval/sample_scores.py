@@ -93,7 +93,11 @@ def gather_evidence(dataset: Dataset, predictions: "pl.DataFrame") -> Evidence:
 
 
 def score(
-    predictions: "pl.DataFrame", tasks: Mapping[str, Task], tagset: tags.TagSet, evidence: Evidence | None = None
+    predictions: "pl.DataFrame",
+    tasks: Mapping[str, Task],
+    tagset: tags.TagSet,
+    evidence: Evidence | None = None,
+    own_tagsets: Mapping[str, tags.TagSet] | None = None,
 ) -> "pl.DataFrame":
     """Score every prediction; the columns of `records.Prediction` come back with these added:
 
@@ -111,13 +115,13 @@ def score(
                                   no trace or `evidence` does not know the prompt's items
     recency_days           f64    newest profile item to query; null where dates are unknown
 
-    Raises InputError for a task that is not in `tasks` or a key that occurs twice, CheckFailed for a gold rating that
-    is no number.
+    Traces are judged by `tagset`, those of models in `own_tagsets` by theirs. Raises InputError for a task that is not
+    in `tasks` or a key that occurs twice, CheckFailed for a gold rating that is no number.
     """
     import polars as pl
 
     _check(predictions, tasks)
-    judge = _Judge(tasks, tagset, evidence or Evidence())
+    judge = _Judge(tasks, tagset, evidence or Evidence(), own_tagsets or {})
     added = [judge.row(row) for row in predictions.iter_rows(named=True)]
     return pl.concat([predictions, pl.DataFrame(added, schema=_schema(), orient="row")], how="horizontal")
 
@@ -178,9 +182,16 @@ def _check(predictions: "pl.DataFrame", tasks: Mapping[str, Task]) -> None:
 class _Judge:
     """Scores rows; remembers what it scored, since cells often share answers."""
 
-    def __init__(self, tasks: Mapping[str, Task], tagset: tags.TagSet, evidence: Evidence) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        tagset: tags.TagSet,
+        evidence: Evidence,
+        own_tagsets: Mapping[str, tags.TagSet],
+    ) -> None:
         self.tasks = tasks
         self.tagset = tagset
+        self.own_tagsets = own_tagsets
         self.evidence = evidence
         self.known: dict[tuple[str, str, str], dict[str, Any]] = {}
 
@@ -228,7 +239,8 @@ class _Judge:
     def _trace(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if not row["style"].startswith("trace"):
             return {"is_valid_trace": None, "violations": None, "step_tags": None, "claims": None}
-        parsed = tags.parse(row["text"], self.tagset, k=len(row["item_ids"]))
+        tagset = self.own_tagsets.get(row["model"], self.tagset)
+        parsed = tags.parse(row["text"], tagset, k=len(row["item_ids"]))
         result: dict[str, Any] = {
             "is_valid_trace": parsed.is_valid,
             "violations": list(dict.fromkeys(violation.code for violation in parsed.violations)),

@@ -112,7 +112,7 @@ class Sft(Config):
     tasks: tuple[str, ...] | None = None
     """Train on these tasks of the corpus only; None takes all."""
     tagset: Path | None = None
-    """Tag-set file of the corpus; None is the shipped one."""
+    """Tag-set file of the corpus, or name of a shipped set; None is tagpr-9."""
     target: Target = "trace"
     """`trace`: tagged think block and answer. `chain`: the same words without tags, under the prompt of style `chain`
     (the ablation of the tags). `answer`: the answer alone, under that of style `direct`."""
@@ -267,7 +267,7 @@ class Rl(Config):
     tasks: tuple[str, ...] | None = None
     """Learn on these tasks only; None takes all."""
     tagset: Path | None = None
-    """Tag-set file; None is the shipped one."""
+    """Tag-set file, or name of a shipped set; None is tagpr-9."""
     retriever: str = "bm25"
     """Which retriever chooses the items of a prompt; `full` shows all."""
     k: int = Field(default=4, ge=0)

@@ -148,6 +148,12 @@ class Chain:
         settings = [stage.settings for stage in self.stages if not isinstance(stage.settings, Prmu)][-1]
         return TARGET_STYLES[settings.target] if isinstance(settings, Sft) else settings.prompt.style
 
+    @property
+    def tagset(self) -> str | None:
+        """Tag set that this model was taught; None is tagpr-9."""
+        named = [stage.settings.tagset for stage in self.stages if not isinstance(stage.settings, Prmu)][-1]
+        return None if named is None else str(named)
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Read a recipe. Overrides `inputs.x=…`, `output=…` and `seeds=[…]` change the recipe; those that begin with the
@@ -227,7 +233,14 @@ def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
     settings = {key: _filled(value, inputs) for key, value in recipe.evaluation.items()}
     models = [*settings.pop("models", []), *(f"{one.name}=hf:{one.model}" for one in made)]
     styles = settings.get("styles")
-    others = {one.name: {"styles": [one.style]} for one in made if styles and one.style not in styles}
+    own = {
+        one.name: {
+            **({"styles": [one.style]} if styles and one.style not in styles else {}),
+            **({"tagset": one.tagset} if one.tagset and one.tagset != settings.get("tagset") else {}),
+        }
+        for one in made
+    }
+    others = {name: options for name, options in own.items() if options}
     if others:
         settings["per_model"] = others | settings.get("per_model", {})
     write_text(path, "\n".join(toml_lines({**settings, "models": models})) + "\n")
