@@ -338,13 +338,14 @@ class Judge:
     def _rows(self, batch: "pa.RecordBatch", may_leak: Sequence[bool]) -> list[Row]:
         items: Any = batch["items"]
         flat = items.flatten()
-        fields = zip(*(flat.field(place).to_pylist() for place in range(len(ITEM_FIELDS))), strict=True)
-        built = [
-            ProfileItem.model_construct(
-                profile_id="", position=index, item_id="", date=date, title=title, text=text, label=label
+        fields = list(zip(*(flat.field(place).to_pylist() for place in range(len(ITEM_FIELDS))), strict=True))
+        known = {  # those of a prompt recur with its attempts, those of a user with its prompts
+            (date, title, text, label): ProfileItem.model_construct(
+                profile_id="", position=0, item_id="", date=date, title=title, text=text, label=label
             )
-            for index, (date, title, text, label) in enumerate(fields)
-        ]
+            for date, title, text, label in set(fields)
+        }
+        built = [known[shown] for shown in fields]
         ends = [end - items.offsets[0].as_py() for end in items.offsets.to_pylist()]
         names = ("text", "finish_reason", "gold", "task", "user_id", "question", "date")
         columns = (batch[name].to_pylist() for name in names)
