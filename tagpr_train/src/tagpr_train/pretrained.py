@@ -20,16 +20,8 @@ from tagpr_train import base_model
 
 ADAPTER = "adapter_config.json"
 
-_CONTENT = (
-    "model*.safetensors",
-    "adapter_model*.safetensors",
-    "config.json",
-    ADAPTER,
-    "users.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "config.json", ADAPTER)
+_CONTENT = (*_WEIGHTS, "users.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """The files that say what a model or PRMU computes."""
 
 
@@ -68,24 +60,28 @@ def is_adapter(name: str, revision: str | None = None) -> bool:
         return False  # nothing can be got; who loads it will say why
 
 
-def content_hash(folder: Path) -> str:
-    """Give the hash of a model's or PRMU's content: weights, settings, tokenizer, users; not of its folder's name or of
-    what else lies there. Price: the weights are read once."""
-    files = sorted(path for pattern in _CONTENT for path in folder.glob(pattern))
+def content_hash(folder: Path, *, weights_only: bool = False) -> str:
+    """Give the hash of a model's or PRMU's content: weights, settings, tokenizer, users (`weights_only` leaves out the
+    last two); not of its folder's name or of what else lies there. Price: the weights are read once."""
+    files = sorted(path for pattern in (_WEIGHTS if weights_only else _CONTENT) for path in folder.glob(pattern))
     return sha256_text(canonical_json({path.name: sha256_file(path) for path in files}))
 
 
 def content_hashes(name: str, revision: str | None = None, *, here_only: bool = False) -> dict[str, str]:
-    """Give the content hash of a model as `model`, and of an adapter's base as `base_model`; of the Hub's the files in
-    the cache of its client, to be called after they were loaded. `here_only` leaves out what is no folder here."""
+    """Give the content hash of a model as `model`, and the one of an adapter's base, whose tokenizer is not used, as
+    `base_model`. Of the Hub's models those in the cache of its client, to be called after they were loaded; `here_only`
+    leaves out what is no folder here."""
     if here_only and not Path(name).is_dir():
         return {}
     if not is_adapter(name, revision):
         return {"model": content_hash(_files(base_model.resolve(name), "config.json", revision))}
     folder = _files(name, ADAPTER, revision)
+    found = {"model": content_hash(folder)}
     base, base_revision = _base_of(folder / ADAPTER)
-    of_base = content_hashes(base, base_revision, here_only=here_only)
-    return {"model": content_hash(folder)} | {f"base_{part}": value for part, value in of_base.items()}
+    if not here_only or Path(base).is_dir():
+        place = _files(base_model.resolve(base), "config.json", base_revision)
+        found["base_model"] = content_hash(place, weights_only=True)
+    return found
 
 
 def _weights(name: str, revision: str | None, dtype: str | torch.dtype, what: str) -> Any:
