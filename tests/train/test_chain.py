@@ -2,7 +2,12 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -109,6 +114,58 @@ def test_the_chain_refuses_a_prmu_that_fails_its_gate_and_runs_through_when_told
         assert len({row.personal_reward for row in rows}) > 1
     assert all("held_out_personal" in line for line in guided if "held_out_answer" in line)
     assert not any(name.startswith(("personal", "held_out_personal")) for line in exploratory for name in line)
+
+
+def test_rl_gets_from_a_served_prmu_what_it_gets_from_a_loaded_one(home: Path) -> None:
+    """The guided stage again, its PRMU in a process of its own: the same completions, rewards, losses and hash."""
+    from tagpr_train.cli import app
+
+    with served(home / "runs/prmu/prmu") as url:
+        changes = [f"model={home}/runs/sft/model", f"prmu={url}", f"output={home}/served"]
+        words = [word for change in changes for word in ("--set", change)]
+        refused = CliRunner().invoke(app, ["rl", str(home / "rl.toml"), *words])
+        assert isinstance(refused.exception, CheckFailed) and f"{url} did not pass its gate" in str(refused.exception)
+        call(app, "rl", str(home / "rl.toml"), *words, "--set", "ignore_gate=true")
+    here, there = home / "runs/guided", home / "served"
+    for name in ("step-00000.parquet", "step-00001.parquet"):
+        ours, theirs = (list(read_records(run / "completions" / name, Rollout)) for run in (there, here))
+        assert [row.text for row in ours] == [row.text for row in theirs]
+        for part in ("personal_reward", "reward", "normalised"):
+            assert [getattr(row, part) for row in ours] == pytest.approx(
+                [getattr(row, part) for row in theirs], abs=1e-5
+            )
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+        for run in (there, here)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    ours, theirs = (read_json(run / "run.json", RunManifest) for run in (there, here))
+    assert ours.models == theirs.models and set(ours.models) == {"model", "prmu"}
+    card = (there / "model/README.md").read_text()
+    assert ours.models["prmu"] in card and "127.0.0.1" not in card
+
+
+@contextmanager
+def served(folder: Path) -> Generator[str, None, None]:
+    """Serve a PRMU in a process of its own; give its address."""
+    code = "from tagpr_train.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve-prmu", str(folder), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            heard: list[str] = []
+            for line in process.stderr:
+                heard.append(line)
+                if found := re.search(r"on (http://127\.0\.0\.1:\d+)", line):
+                    yield found[1]
+                    break
+            else:
+                raise AssertionError("".join(heard))
+        finally:
+            process.terminate()
+            process.communicate(timeout=120)
+    assert process.returncode == 0, "it ends well when told to"
 
 
 def test_the_personal_reward_depends_on_who_asks_and_on_what_the_prmu_reads(home: Path) -> None:
