@@ -8,6 +8,7 @@ import pytest
 
 from tagpr_data.errors import InputError
 from tagpr_eval import cells, stats, tables_ablation
+from tagpr_eval.typeset import markdown_rows
 
 from . import report_fixture as fixture
 from .test_report_stages import write_run
@@ -66,9 +67,11 @@ def test_each_seed_its_mean_and_the_difference_to_the_whole_are_those_by_hand(ma
 
 def test_lift_valid_traces_and_claims_are_means_over_seeds_too(made):
     """With a wrong user's items every answer of the fixture is wrong, so the lift is the score; its traces hold."""
-    _, rows = made
+    table, rows = made
     assert rows["no-prmu"]["wrong_user"].value == pytest.approx(7 / 12)
     assert rows["no-prmu"]["no_profile"] is None
+    assert "Δ wrong user" in markdown_rows(table)
+    assert "no profile" not in markdown_rows(table)  # nobody ran it
     assert (rows["whole"]["valid"].value, rows["whole"]["grounded"].value) == (1, 1)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from tagpr_eval import plots, sample_scores, stats
 from tagpr_eval.cells import RESAMPLES, SEED, Cell, Group, control_place
 from tagpr_eval.report_tables import CELL_COLUMNS, cell_row, cell_values, sources
-from tagpr_eval.typeset import Column, Row, Table, show
+from tagpr_eval.typeset import Column, Row, Table, show, without_empty_columns
 
 _COMPARED = ("previous", "base", "no_profile", "wrong_user")
 """What a cell is set against."""
@@ -141,7 +141,9 @@ def headline(found: Sequence[Stages], averages: Table) -> tuple[str, str, tuple[
         return None
     score = show(facts["relative"], column).replace(" [", " % [")
     about = f"{facts['model']}, mean over {facts['names']}, n = {facts['n']}. The formula is ours."
-    return f"Average relative improvement over {found[0].first}", score, (about,)
+    names = str(facts["names"]).split(", ")
+    base = _bases([stages for stages in found if stages.group.task.name in names])
+    return f"Average relative improvement over {base}", score, (about,)
 
 
 def improvements(found: Sequence[Stages]) -> list[dict[int, Improvement]]:
@@ -182,13 +184,17 @@ def mean_improvement(parts: Sequence[Improvement]) -> Improvement:
 def _stages(group: Group, reference: str, retriever: str | None, k: int | None) -> Stages | None:
     """The cells of the setting that most models ran; of several, that of the largest k."""
     cells = [cell for cell in group.cells if not cell.is_baseline and cell.control is None]
-    rules = [place for place, cell in enumerate(group.cells) if cell.is_baseline and cell.control is None]
     settings = [
         (cell.retriever, cell.k) for cell in cells if retriever in (None, cell.retriever) and k in (None, cell.k)
     ]
     settings = list(dict.fromkeys(settings))
     ran = {one: {cell.model for cell in cells if (cell.retriever, cell.k) == one} for one in settings}
     best = max(settings, key=lambda one: (len(ran[one]), one[1], -settings.index(one)), default=None)
+    rules = [
+        place
+        for place, cell in enumerate(group.cells)
+        if cell.is_baseline and cell.control is None and (cell.reads_whole_profile or (cell.retriever, cell.k) == best)
+    ]
     if best is None or len(ran[best]) + len(rules) < 2:
         return None
     places = [
@@ -251,10 +257,15 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
     ]  # fmt: skip
     missing = f" Not in this setting: {', '.join(stages.left_out)}." if stages.left_out else ""
     setting = _setting([stages.cell(place) for place in stages.places])
-    whole = ", ".join(stages.cell(place).model for place in stages.rules)
+    of_rules = [stages.cell(place) for place in stages.rules]
+    whole = ", ".join(cell.model for cell in of_rules if cell.reads_whole_profile)
+    bounds = ", ".join(cell.model for cell in of_rules if not cell.reads_whole_profile)
     rules = f" Rules read the whole profile: {whole}." if whole else ""
+    rules += f" Upper bounds, which know the gold: {bounds}." if bounds else ""
     note = f"{group.source}; {setting}; paired on common examples, {len(differences)} differences.{rules}{missing}"
-    return Table(f"stages-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    return without_empty_columns(
+        Table(f"stages-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    )
 
 
 def arrow(metric: str) -> str:
@@ -305,13 +316,18 @@ def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improve
         names = ", ".join(stages.group.task.name for stages, *_ in known) or None
         role = "baseline" if parts[0][0].cell(parts[0][1]).is_baseline else ""
         rows.append(Row((*joined, average, len(known), names, n), role))
-    base = found[0].first
+    base = _bases(found)
     left_out = f" Left out, as {base} scores 0 and there is no ratio: {', '.join(without)}." if without else ""
     note = (
         f"{sources([stages.group for stages in found])} {_setting(cells)}. Mean over tasks of the relative improvement "
         f"over {base}; ∞: {base} scores 0 in resamples at that end.{left_out}"
     )
     return Table("stages-average", "Average over tasks", columns, tuple(rows), note)
+
+
+def _bases(found: Sequence[Stages]) -> str:
+    """What the others are improvements over; where the tasks' first models differ, all of them."""
+    return " or ".join(dict.fromkeys(stages.first for stages in found))
 
 
 def _stage_plot(stages: Stages) -> plots.Plot:

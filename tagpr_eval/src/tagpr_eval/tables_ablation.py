@@ -14,7 +14,7 @@ from tagpr_data.errors import InputError
 from tagpr_eval import contrasts, stats
 from tagpr_eval.cells import Cell, Group, control_place
 from tagpr_eval.report_stages import arrow
-from tagpr_eval.typeset import Column, Row, Table, Value
+from tagpr_eval.typeset import Column, Row, Table, Value, without_empty_columns
 
 WHOLE = "whole"
 """What `tagpr-train` calls the recipe with nothing taken away."""
@@ -119,7 +119,9 @@ def ablation_table(ablation: Ablation) -> Table:
         f"{group.source}; {_setting(ablation)}; training seeds {', '.join(map(str, seeds))}; n answers of each seed; "
         f"{len(differences)} differences."
     )
-    return Table(f"ablation-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    return without_empty_columns(
+        Table(f"ablation-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    )
 
 
 _RULE = "rule"

@@ -14,7 +14,7 @@ from tagpr_eval import stats
 from tagpr_eval.cells import Cell, control_place
 from tagpr_eval.report_stages import Stages, arrow
 from tagpr_eval.report_tables import banded
-from tagpr_eval.typeset import Column, Row, Table, Value
+from tagpr_eval.typeset import Column, Row, Table, Value, without_empty_columns
 
 EDGES = (3, 8)
 """Lower ends of the bands of history lengths after the first: 0-2 items is a cold start (ours), 3-7, 8 and more."""
@@ -99,7 +99,7 @@ def _table(stages: Stages, slicing: _Slicing) -> Table:
     first = group.cells[stages.places[0]]
     note = f"{group.source}; {first.retriever}, k = {first.k}; {len(differences)} differences."
     label = f"{slicing.name}-{group.task.name}-{group.data_hash}"
-    return Table(label, f"{group.task.name}, by {slicing.title}", columns, tuple(rows), note)
+    return without_empty_columns(Table(label, f"{group.task.name}, by {slicing.title}", columns, tuple(rows), note))
 
 
 def _columns(metric: str, title: str, base: str) -> tuple[Column, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tagpr_eval import contrasts, stats
 from tagpr_eval.cells import Cell, control_place
 from tagpr_eval.report_stages import Stages
-from tagpr_eval.typeset import Column, Row, Table, Value
+from tagpr_eval.typeset import Column, Row, Table, Value, without_empty_columns
 
 INTRO = (
     "Valid: traces in the tag grammar. Claims that hold: checkable claims about cited items that are true. Lift: the "
@@ -72,7 +72,9 @@ def reasoning_table(stages: Stages) -> Table | None:
         strong = {bold[f"{kind}_change"] for kind in _KINDS if corrected.get((at, kind), 1.0) < 0.05}
         rows.append(Row(row, "", frozenset(strong)))
     note = f"{group.source}; {cells[0].retriever}, k = {cells[0].k}; {len(changes)} differences."
-    return Table(f"reasoning-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    return without_empty_columns(
+        Table(f"reasoning-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    )
 
 
 def _columns(metric: str) -> tuple[Column, ...]:

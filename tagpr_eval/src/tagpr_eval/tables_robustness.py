@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tagpr_eval import contrasts, plots, stats
 from tagpr_eval.cells import Group, control_place
 from tagpr_eval.grid import WHOLE_PROFILE
-from tagpr_eval.typeset import Column, Row, Table, Value
+from tagpr_eval.typeset import Column, Row, Table, Value, without_empty_columns
 
 INTRO = (
     "Scores by the number of profile items in the prompt (k) and by who picks them; parsed answers, 95 % intervals "
@@ -74,7 +74,9 @@ def retriever_table(group: Group) -> Table:
         if wrong:
             rows.append(_retriever_row(group, way, "wrong-user", wrong, start, shown, scores))
     note = f"{group.source}; {metric}."
-    return Table(f"retrievers-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    return without_empty_columns(
+        Table(f"retrievers-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
+    )
 
 
 def robustness_table(group: Group, reference: str) -> Table | None:
@@ -135,9 +137,8 @@ def robustness_table(group: Group, reference: str) -> Table | None:
         f"{group.source}; {len(settings)} settings: {', '.join(map(str, retrievers))} with k = "
         f"{', '.join(map(str, sorted(ks, key=int)))}; {len(differences)} differences."
     )
-    return Table(
-        f"robustness-{group.task.name}-{group.data_hash}", f"{group.task.name}: spread", columns, tuple(rows), note
-    )
+    name, title = f"robustness-{group.task.name}-{group.data_hash}", f"{group.task.name}: spread"
+    return without_empty_columns(Table(name, title, columns, tuple(rows), note))
 
 
 def robustness_plots(table: Table) -> list[plots.Plot]:

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tagpr_eval.stats import Estimate
@@ -97,6 +97,16 @@ class PrintedTable:
     """Printed columns."""
     rows: tuple[tuple[Cell, ...], ...]
     """Printed cells, row by row."""
+
+
+def without_empty_columns(table: Table) -> Table:
+    """Give the table with the columns that say nothing in any row left to the CSV alone."""
+    values = list(zip(*(row.values for row in table.rows), strict=True)) or [()] * len(table.columns)
+    columns = [
+        column if any(value is not None for value in own) else replace(column, is_printed=False)
+        for column, own in zip(table.columns, values, strict=True)
+    ]
+    return replace(table, columns=tuple(columns))
 
 
 def show(value: Value, column: Column) -> str:
