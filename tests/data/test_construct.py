@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagpr_data import construct
 from tagpr_data.construct import Event, SplitOptions, histories, joint_histories
 from tagpr_data.dataset import write_dataset
 from tagpr_data.dates import interval
@@ -162,6 +163,15 @@ def test_no_event_is_in_two_splits_and_each_task_keeps_the_order_of_time(rows, h
             own = [moments[e.id.split("/")[-1]] for e in result.examples[name] if e.profile_id == profile]
             assert min(own, default=latest) >= latest
             latest = max(own, default=latest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 2), st.integers(1, 4))
+def test_one_history_alone_is_split_as_it_is_with_the_events_that_all_tasks_hold_out(seconds, min_earlier, last):
+    events = [event("u1", second, number) for number, second in enumerate(seconds)]
+    options = SplitOptions(min_history=1, min_earlier=min_earlier, held_out=last, train_cap=None)
+    alone = construct.history(TASK, events, None, options)
+    assert alone == construct.history(TASK, events, None, options, construct.held_out([events], options))
 
 
 def test_an_event_that_is_not_askable_is_only_an_item():

@@ -161,8 +161,10 @@ def history(
     last = options.held_out
     result = Histories()
     places: dict[Split, list[int]]
-    if role is None:
-        held = held_out([own], options) if held is None else held
+    if role is None and held is None:  # what `held_out` says of this history alone
+        places = {"test": askable[-last:], "validation": askable[:-last][-last:], "train": askable[: -2 * last]}
+    elif role is None:
+        assert held is not None
         of_split = {
             split: [place for place in askable if held.get(own[place].event_id) == split]
             for split in ("test", "validation", None)

@@ -18,8 +18,8 @@ def interval(date: str) -> tuple[float, float]:
     try:
         if partial is None:
             moment = datetime.fromisoformat(date)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-            return moment.timestamp(), moment.timestamp()
+            seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+            return seconds, seconds
         year, month, day = (int(part) if part else None for part in partial.groups())
         start = datetime(year or 0, month or 1, day or 1, tzinfo=UTC)
         if day:
