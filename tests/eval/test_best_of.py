@@ -17,6 +17,7 @@ from tagpr_eval.best_of import SampledRun, best_of, score_key, write_requests
 from tagpr_eval.cells import load_runs, make_groups
 from tagpr_eval.cli import app
 from tagpr_eval.config import EvaluationConfig
+from tagpr_eval.report_stages import make_stages, stage_tables
 from tagpr_eval.run import evaluate
 
 COLOUR = Task(
@@ -144,6 +145,10 @@ def test_a_report_reads_choices_as_models_and_the_oracle_as_a_rule(sampled, tmp_
     cells = [cell for group in groups for cell in group.cells if group.task.name == "colour"]
     assert {cell.model for cell in cells if not cell.is_baseline} == {"m", "m@best4-majority"}
     assert {cell.rule for cell in cells if cell.is_baseline} == {"knn", "oracle"}
+    (stages,) = make_stages([group for group in groups if group.task.name == "colour"], k=4)
+    assert [stages.cell(place).model for place in stages.rules] == ["knn", "m@best4-oracle"]
+    (table, _) = stage_tables([stages])
+    assert "Rules read the whole profile: knn. Upper bounds, which know the gold: m@best4-oracle." in table.note
     shown = {cell.setting for cell in cells if cell.model == "m@best4-oracle"}
     assert shown == {"no profile (direct)", "bm25, k = 4 (direct)", "wrong-user, k = 4 (direct)"}
 

@@ -109,6 +109,11 @@ class Cell:
         return self.rule is not None
 
     @property
+    def reads_whole_profile(self) -> bool:
+        """Whether it is a rule that reads no prompt; the bound of a choice among answers (best_of.py) is none."""
+        return self.is_baseline and self.k == 0 and self.retriever in (WHOLE_PROFILE, WRONG_USER)
+
+    @property
     def control(self) -> str | None:
         """`none` or `wrong-user` for controls, else None."""
         return self.retriever if self.retriever in ("none", "wrong-user") else None
@@ -121,7 +126,7 @@ class Cell:
     @property
     def setting(self) -> str:
         """Retriever, k, style and protocol in one line."""
-        if self.is_baseline and (self.retriever, self.k) in ((WHOLE_PROFILE, 0), (WRONG_USER, 0)):
+        if self.reads_whole_profile:
             return "wrong user" if self.control else "whole profile"
         where = "no profile" if self.control == "none" else f"{self.retriever}, k = {self.k}"
         how = self.style if self.protocol == "generation" else f"{self.style}, {self.protocol}"
