@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tagpr_data.config import load
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import RunManifest
-from tagpr_data.tables import read_json
+from tagpr_data.tables import read_json, write_json
 from tagpr_data.tags import load_tagset
 from tagpr_train import dataset, loop, runs, sft, tag_tokens
 from tagpr_train.config import Sft
@@ -216,6 +216,21 @@ def test_folder_of_another_run_is_refused(settings: Callable[..., Sft]) -> None:
     assert sft.train(config, resume=True) == done
     with pytest.raises(InputError, match=r"other settings: seed is 0 there and 3 now"):
         sft.train(settings(seed=3), resume=True)
+
+
+def test_a_folder_of_another_stage_and_damaged_weights_are_told(
+    settings: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    config = settings()
+    done = sft.train(config)
+    write_json(config.output / "run.json", done.model_copy(update={"kind": "rl"}))
+    with pytest.raises(InputError, match="holds a run of other stage: kind is 'rl' there and 'sft' now"):
+        sft.train(config, resume=True)
+    shutil.copytree(tiny_model, tmp_path / "half")
+    weights = tmp_path / "half" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"weights that this run reads are damaged|cannot be loaded"):
+        sft.train(settings("other", model=str(tmp_path / "half")))
 
 
 def test_unfinished_run_is_continued_only_when_asked(settings: Callable[..., Sft]) -> None:

@@ -21,6 +21,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
+
 from tagpr_data.config import Config
 from tagpr_data.errors import InputError, shorten
 from tagpr_data.journal import folder_lock
@@ -50,7 +52,10 @@ def held(folder: Path) -> Generator[None, None, None]:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
         ranks.first_does(take)
-        yield
+        try:
+            yield
+        except SafetensorError as error:  # of what the run starts from; its own checkpoints are checked before
+            raise InputError(f"weights that this run reads are damaged ({error}); fetch or make them again") from error
 
 
 def open_run(
@@ -77,6 +82,7 @@ def _open_run(
         if not resume:
             state = "a finished run" if found.status == "complete" else "an unfinished run; --resume continues it"
             raise InputError(f"{folder} holds {state}; choose another output folder or remove it")
+        _same(folder, "stage", {"kind": found.kind}, {"kind": kind})
         _same(folder, "settings", found.config, settings)
         _same(folder, "data", found.data, dict(data))
         if found.status == "running":
