@@ -17,6 +17,7 @@ from tagpr_eval.best_of import SampledRun, best_of, score_key, write_requests
 from tagpr_eval.cells import load_runs, make_groups
 from tagpr_eval.cli import app
 from tagpr_eval.config import EvaluationConfig
+from tagpr_eval.origins import origin
 from tagpr_eval.report_stages import make_stages, stage_tables
 from tagpr_eval.run import evaluate
 
@@ -149,6 +150,9 @@ def test_a_report_reads_choices_as_models_and_the_oracle_as_a_rule(sampled, tmp_
     assert [stages.cell(place).model for place in stages.rules] == ["knn", "m@best4-oracle"]
     (table, _) = stage_tables([stages])
     assert "Rules read the whole profile: knn. Upper bounds, which know the gold: m@best4-oracle." in table.note
+    commands = origin(load_runs([folder, tmp_path / "best"])).commands
+    assert commands[0].startswith("tagpr-eval run --model m=openai:tiny") and "--samples 4" in commands[0]
+    assert commands[1].startswith("tagpr-eval best-of run --by majority --by oracle --n=4 --output")
     shown = {cell.setting for cell in cells if cell.model == "m@best4-oracle"}
     assert shown == {"no profile (direct)", "bm25, k = 4 (direct)", "wrong-user, k = 4 (direct)"}
 

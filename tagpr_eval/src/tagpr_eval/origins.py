@@ -27,7 +27,8 @@ _OPTIONS = {
     "--model": "models", "--dataset": "dataset", "--task": "tasks", "--split": "split", "--retriever": "retrievers",
     "--encoder": "encoder", "--k": "k", "--style": "styles", "--seed": "seeds", "--max-samples": "examples",
     "--item-words": "item_words", "--input-words": "input_words", "--max-new-tokens": "sampling.max_new_tokens",
-    "--temperature": "sampling.temperature", "--top-p": "sampling.top_p", "--top-k": "sampling.top_k",
+    "--temperature": "sampling.temperature", "--samples": "samples", "--top-p": "sampling.top_p",
+    "--top-k": "sampling.top_k",
     "--stop": "sampling.stop", "--constrain": "sampling.constrain", "--protocol": "protocols",
     "--system-prompt": "chat.system_prompt", "--thinking": "chat.thinking", "--batch-size": "local.batch_size",
     "--dtype": "local.dtype", "--base-url": "server.base_url", "--api-key-env": "server.api_key_env",
@@ -158,6 +159,10 @@ def _repeat(name: str, manifest: RunManifest, folder: Path | None = None) -> tup
     file = f"{name.replace('/', '-')}.toml"
     if manifest.kind != "evaluation":
         return shlex.join(["tagpr-train", manifest.kind, file]), (file, toml(manifest.config))
+    if made := manifest.config.get("best_of"):
+        by = [word for rule in made["rules"] for word in ("--by", rule)] + [f"--n={n}" for n in made["n"]]
+        scorer = ["--prmu", "URL"] if made["prmu"] else []
+        return shlex.join(["tagpr-eval", "best-of", made["run"], *by, *scorer, "--output", output]), None
     try:
         config = EvaluationConfig.model_validate(manifest.config)
     except ValidationError:
