@@ -104,6 +104,10 @@ def test_a_stale_document_is_found_by_card_validate_and_named_with_its_line(copy
         raise_for(report, copy)
     (copy / "croissant.json").unlink()
     assert card.stale(open_corpus(copy))[-1] == "croissant.json: is missing"
+    card.write_documents(open_corpus(copy))
+    readme.write_text(readme.read_text().replace('"split": "validation"', '"split": "validatoin"', 1))
+    (problem,) = card.stale(open_corpus(copy))  # far behind in a long line: what differs is shown all the same
+    assert "validatoin" in problem.partition(", not ")[0] and "validation" in problem.partition(", not ")[2]
 
 
 def test_what_a_person_says_is_in_card_toml_and_a_typo_in_it_is_named(copy):

@@ -473,7 +473,7 @@ def test_a_journal_is_read_as_the_same_candidates(tmp_path):
     read = pl.concat(pl.from_arrow(batch) for batch in journal_batches(tmp_path / "candidates.jsonl", 2))
     assert [Candidate.model_validate(row) for row in read.iter_rows(named=True)] == rows
     (tmp_path / "candidates.jsonl").write_text('{"id": 3}\n')
-    with pytest.raises(InputError, match="cannot be read as candidates"):
+    with pytest.raises(InputError, match=r"cannot be read as candidates: line 1: .*`tagpr-data annotate`"):
         list(journal_batches(tmp_path / "candidates.jsonl"))
 
 
@@ -493,6 +493,14 @@ def test_what_the_data_set_lacks_and_a_second_row_of_one_id_are_input_errors(run
         selected(row.model_copy(update={"item_ids": ("a", "z")}))
     with pytest.raises(InputError, match=f"candidate {row.id} occurs twice"):
         selected(row, row)
+    for name, value, message in (
+        ("id", "x", "has the id 'x'; right would be a SHA-256"),
+        ("prompt_hash", "F" * 64, "has the prompt_hash 'FF"),
+        ("user_id", "v", "of example 'q/u/genre' says user_id 'v'; in the data set .* it is 'u'"),
+        ("task", "title", "of example 'q/u/genre' says task 'title'; in the data set .* it is 'genre'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            selected(type(row).model_construct(**{**dict(row), name: value}))
     assert not (tmp_path / "out/traces/train.parquet").exists() and not (tmp_path / "work").exists()
 
 

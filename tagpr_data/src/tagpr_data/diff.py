@@ -71,7 +71,10 @@ class Difference:
     @property
     def is_same(self) -> bool:
         """Whether nothing differs."""
-        return self.hashes[0] == self.hashes[1] and not self.schema
+        is_moved = any(
+            change.added or change.removed or change.changed for change in self.rows
+        )  # pairs have no hash here
+        return self.hashes[0] == self.hashes[1] and not self.schema and not is_moved
 
     def as_json(self) -> str:
         """Give it as JSON."""

@@ -33,7 +33,11 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def first_difference(found: str, wanted: str) -> str:
-    """Give the number of the first line in which two texts differ, and both its versions."""
+    """Give the number of the first line in which two texts differ, and both its versions; of long ones what follows
+    shortly before they part."""
     lines = zip((found + "\n…").splitlines(), (wanted + "\n…").splitlines(), strict=False)
     number, (one, other) = next(((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1]), (0, ("", "")))
-    return f"{number} says {one[:80]!r}, not {other[:80]!r}"
+    parting = next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), 0)
+    start = max(0, (parting or min(len(one), len(other))) - 20)
+    dots = "…" if start else ""
+    return f"{number} says {dots + one[start : start + 80]!r}, not {dots + other[start : start + 80]!r}"

@@ -18,18 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from tagpr_data.dataset import Dataset
 from tagpr_data.engine import EngineName, map_batches
-from tagpr_data.errors import InputError
+from tagpr_data.errors import InputError, shorten
 from tagpr_data.judge import ITEM_FIELDS, LEAKS, REASONS, Judge, Judged, Row, Selection, described, files_of, judge
 from tagpr_data.near_duplicates import NearDuplicates
 from tagpr_data.records import Candidate, Example, FileEntry, Rejected, Split, Trace
-from tagpr_data.tables import arrow_schema, atomic_path, read_table, sha256_file
+from tagpr_data.tables import arrow_schema, atomic_path, explain, read_table, sha256_file
 from tagpr_data.tags import TagSet
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import polars as pl
     import pyarrow as pa
 
 __all__ = [
@@ -164,7 +167,20 @@ def journal_batches(path: Path, rows: int = 2000) -> "Iterator[pa.RecordBatch]":
             for start in range(0, block.num_rows, rows):
                 yield block.slice(start, rows)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} cannot be read as candidates: {error}") from None
+        raise InputError(f"{path} cannot be read as candidates: {_first_problem(path) or error}") from None
+
+
+def _first_problem(path: Path) -> str | None:
+    """Give the first line of a journal that is no candidate, and why."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                Candidate.model_validate_json(line)
+            except ValidationError as error:
+                return f"line {number}: {explain(error)}; untagged chains are made candidates by `tagpr-data annotate`"
+    return None
 
 
 def with_context(batches: "Iterable[pa.RecordBatch]", dataset: Dataset) -> "Iterator[pa.RecordBatch]":
@@ -176,7 +192,7 @@ def with_context(batches: "Iterable[pa.RecordBatch]", dataset: Dataset) -> "Iter
 
     examples = pl.concat(
         read_table(dataset.folder / f"examples/{split}.parquet", Example)
-        .select("id", "profile_id", "date", question="input")
+        .select("id", "profile_id", "user_id", "task", "date", question="input")
         .with_columns(split=pl.lit(split))
         for split in dataset.splits
     )
@@ -188,6 +204,7 @@ def with_context(batches: "Iterable[pa.RecordBatch]", dataset: Dataset) -> "Iter
         asked = asked.with_row_index("row").join(examples, on="id", how="left", maintain_order="left")
         if (missing := asked.filter(pl.col("split").is_null())).height:
             raise InputError(f"example {missing['id'][0]!r} of a candidate is not in the data set {dataset.folder}")
+        _check_candidates(batch, asked, dataset.folder)
         wanted = asked.select("profile_id").unique().join(spans, on="profile_id")
         near = np.concatenate(
             [np.arange(start, start + items) for _, start, items in wanted.iter_rows()] or [np.zeros(0, np.int64)]
@@ -213,6 +230,24 @@ def with_context(batches: "Iterable[pa.RecordBatch]", dataset: Dataset) -> "Iter
             columns[name] = asked[name].to_arrow().cast(pa.string())
         columns["items"] = pa.ListArray.from_arrays(offsets, struct)
         yield pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _check_candidates(batch: "pa.RecordBatch", asked: "pl.DataFrame", folder: Path) -> None:
+    """Raise InputError where an id is no hash, or a candidate says another user or task than its example."""
+    import polars as pl
+
+    for name in ("id", "prompt_hash"):
+        said = pl.Series(batch[name])
+        if (wrong := said.filter(~said.str.contains("^[0-9a-f]{64}$"))).len():
+            raise InputError(f"a candidate has the {name} {shorten(wrong[0])}; right would be a SHA-256, 64 hex digits")
+    for name in ("user_id", "task"):
+        unlike = asked.with_columns(said=pl.Series(batch[name])).filter(pl.col("said") != pl.col(name))
+        if unlike.height:
+            first = unlike.row(0, named=True)
+            raise InputError(
+                f"a candidate of example {first['id']!r} says {name} {first['said']!r}; in the data set {folder} it is "
+                f"{first[name]!r}"
+            )
 
 
 @dataclass(frozen=True)
