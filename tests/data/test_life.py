@@ -1,5 +1,7 @@
 """The life of a finished corpus: differences, a user forgotten, two merged, rows shown."""
 
+import gzip
+import html
 import io
 import json
 import re
@@ -19,7 +21,7 @@ from tagpr_data.corpus import open_corpus
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.merge import merge
 from tagpr_data.records import CorpusManifest, PreferencePair, Rejected, Trace
-from tagpr_data.tables import read_json, read_records, sha256_text, write_json
+from tagpr_data.tables import read_json, read_records, sha256_file, sha256_text, write_json
 from tagpr_data.tags import load_tagset
 from tagpr_data.validate import validate
 
@@ -307,6 +309,34 @@ def test_commands_answer_on_stdout_and_tell_misuse(corpus, tmp_path):
     (tmp_path / "newer/notes.txt").write_text("thanks to Anna Blume")
     assert isinstance(call("forget", tmp_path / "newer", *asked, "--check")[2], CheckFailed)
     assert isinstance(call("forget", corpus, "--user", "Eve", "--user-map", who, "--check")[2], InputError)
+
+
+def test_other_pairs_of_the_same_traces_are_a_difference(corpus, corpus_with_pairs):
+    path, manifest = corpus / "pairs/pairs/train.parquet", corpus / "pairs/manifest.json"
+    pq.write_table(pq.read_table(path)[1:], path)
+    said = json.loads(manifest.read_text())
+    said["files"]["pairs/train.parquet"]["sha256"] = sha256_file(path)
+    manifest.write_text(json.dumps(said))
+    difference = diff.compare(open_corpus(corpus_with_pairs), open_corpus(corpus))
+    assert not difference.is_same and "Nothing differs" not in diff.markdown(difference)
+    (pairs,) = [change for change in difference.rows if change.kind == "pairs"]
+    assert (pairs.added, pairs.removed, pairs.changed) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("name", ["Ann Müller", 'Ann "the guitar" <b>'])
+def test_a_name_is_found_as_json_and_html_write_it_and_in_packed_files(corpus, name):
+    def places() -> list[str]:
+        return [place.file for place in forget.search(corpus, forget.Identity({"user": frozenset({name})}))[0]]
+
+    assert places() == []
+    with gzip.open(corpus / "notes.txt.gz", "wt", encoding="utf-8") as notes:
+        notes.write(f"thanks to {name} of the band")
+    (corpus / "notes.json").write_text(json.dumps([name]))
+    (corpus / "notes.html").write_text(f"<p>{html.escape(name)}</p>")
+    assert set(places()) == {"notes.html", "notes.json", "notes.txt.gz"}
+    (corpus / "notes.txt.gz").write_bytes((corpus / "notes.txt.gz").read_bytes()[:20])
+    with pytest.raises(InputError, match=r"notes.txt.gz cannot be searched, as it is not whole"):
+        places()
 
 
 def test_tables_that_are_damaged_or_lack_a_column_are_told(corpus, corpus_with_pairs, tmp_path):

@@ -19,8 +19,12 @@ Not covered: what a corpus cannot know for theirs (a text that stands in none of
 somebody else), the data set the corpus came from, working files (`.work/`) and copies already published.
 """
 
+import gzip
+import html
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -148,9 +152,12 @@ def search(folder: Path, identity: Identity) -> tuple[list[Found], list[dict[str
     searched: list[dict[str, Any]] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        places, size = (
-            _search_table(path, name, identity) if path.suffix == ".parquet" else _search_text(path, name, identity)
-        )
+        try:
+            places, size = (_search_table if path.suffix == ".parquet" else _search_text)(path, name, identity)
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:  # pyarrow's errors are ValueErrors
+            raise InputError(
+                f"{path} cannot be searched, as it is not whole ({str(error).splitlines()[0]}); remove or replace it"
+            ) from None
         found += places
         searched.append({"path": name, "sha256": sha256_file(path), "bytes_searched": size, "found": len(places)})
     return found, searched
@@ -294,8 +301,9 @@ def _search_table(path: Path, name: str, identity: Identity) -> tuple[list[Found
 
 
 def _search_text(path: Path, name: str, identity: Identity) -> tuple[list[Found], int]:
-    words = _words(identity.words)
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    words = _words(spelling for word in identity.words for spelling in _spellings(word))
+    with _opened(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8", errors="replace")
         found = [
             Found(name, f"line {number}", shorten(line.rstrip("\n")))
             for number, line in enumerate(lines, 1)
@@ -303,6 +311,18 @@ def _search_text(path: Path, name: str, identity: Identity) -> tuple[list[Found]
         ]
     found += [Found(name, "bytes of the file", value) for value in _in_file(path, identity.long)]
     return found, path.stat().st_size
+
+
+def _spellings(word: str) -> set[str]:
+    """Give a word as plain text, JSON and HTML write it."""
+    return {word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1], html.escape(word)}
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """Open a file for reading, decompressed where it is gzip's."""
+    with path.open("rb") as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if is_packed else path.open("rb")
 
 
 def _is_telling(name: str) -> bool:
@@ -322,7 +342,7 @@ def _in_file(path: Path, ids: Sequence[bytes]) -> list[str]:
     """Give the ids that occur in the bytes of a file, which is read in pieces that overlap."""
     overlap = max(map(len, ids), default=1) - 1
     left, found, before = set(ids), set[bytes](), b""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while piece := file.read(_PIECE_BYTES):
             content = before + piece
             found |= {id_ for id_ in left if id_ in content}
