@@ -105,7 +105,7 @@ def test_runs_of_other_code_other_prompts_or_a_part_are_named():
     first = evaluation("a", settings={"item_words": 22})
     second = evaluation("b", revision="fedcba9876+dirty", prompts="b", status="partial")
     found = origins.origin([first, second]).warnings
-    assert "The runs were made by different versions of the code: 0123abc (a), fedcba9 (dirty) (b)." in found
+    assert "The answers are of different versions of the code: 0123abc (a), fedcba9 (dirty) (b)." in found
     assert "The code had changes beside its commit: b." in found
     assert "Stopped before the end: b." in found
     assert "The runs differ in words kept of an item's field: 22 (a), none (b)." in found

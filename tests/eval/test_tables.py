@@ -224,15 +224,32 @@ def test_the_same_runs_give_the_same_bytes_and_every_picture_is_there(folder, tm
         assert "tagpr-train" in text if page == "prmu.md" else "tagpr-eval run --model base=hf:base" in text
 
 
+def test_a_main_table_tells_how_its_models_were_trained(dataset, tmp_path):
+    """Of the four training runs: SFT and guided, which made them, and the PRMU that guided was rewarded by."""
+    from tagpr_eval.training import load_training
+
+    sft, prmu, guided, exploratory = training_runs.make_chain(tmp_path)
+    manifest = json.loads((guided / "run.json").read_text())
+    manifest["config"]["prmu"] = "runs/prmu/prmu"
+    (guided / "run.json").write_text(json.dumps(manifest))
+    run = make_grid(tmp_path / "eval", dataset)
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["config"]["models"][1] = f"sft=hf:{guided / 'model'}"
+    (run / "run.json").write_text(json.dumps(manifest))
+    chapter = tables.build(cells.load_runs([run]), load_training([sft, prmu, guided, exploratory]))[0]
+    table = chapter.entries[-1]
+    assert [one.name for one in table.training] == ["sft", "prmu", "guided"]
+    assert "sft: seed 7, 4 steps, 24 examples, 1.5 minutes, 0.5 GiB, from tiny" in tables.markdown(chapter)
+
+
 def test_a_table_says_when_its_runs_were_not_made_alike(folder, dataset, tmp_path):
     other = make_grid(tmp_path / "other", dataset, {"late": RIGHT["sft"]}, rules=())
     manifest = json.loads((other / "run.json").read_text())
     manifest["git_revision"] = "fedcba9876"
     (other / "run.json").write_text(json.dumps(manifest))
     chapter = tables.build(cells.load_runs([folder, other]))[0]
-    assert (
-        "**The runs were made by different versions of the code: 0123abc (grid), fedcba9 (other).**"
-        in tables.markdown(chapter)
+    assert "**The answers are of different versions of the code: 0123abc (grid), fedcba9 (other).**" in tables.markdown(
+        chapter
     )
 
 

@@ -281,7 +281,7 @@ def report(
 def tables(
     output: Annotated[Path, typer.Option(help="Folder for the Markdown files, plots and CSV files.")],
     runs: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Run folders, the base model's first.")
+        list[Path] | None, typer.Argument(metavar="RUN…", help="Run folders, the base model's first.")
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Model or variant others are compared to; default: base, whole, else the first.")

@@ -111,12 +111,14 @@ def _sentences(runs: Sequence[Run], training: Sequence[TrainingRun]) -> Iterable
 
 
 def _warnings(runs: Sequence[Run], named: Sequence[tuple[str, RunManifest]]) -> Iterable[str]:
-    commits = {name: _commit(manifest) for name, manifest in named}
+    answered = [(name, manifest) for name, manifest in named if manifest.kind == "evaluation"]
+    commits = {name: _commit(manifest) for name, manifest in answered or named}
     if len(set(commits.values())) > 1:
-        yield f"The runs were made by different versions of the code: {_grouped(commits)}."
+        yield f"The {'answers' if answered else 'runs'} are of different versions of the code: {_grouped(commits)}."
+    commits = {name: _commit(manifest) for name, manifest in named}
     if dirty := [name for name, commit in commits.items() if "dirty" in commit]:
         yield f"The code had changes beside its commit: {', '.join(dirty)}."
-    libraries = {name: _libraries(manifest) for name, manifest in named if manifest.kind == "evaluation"}
+    libraries = {name: _libraries(manifest) for name, manifest in answered}
     if len(set(libraries.values())) > 1:
         yield f"The evaluations used different versions of libraries: {_grouped(libraries)}."
     if partial := [name for name, manifest in named if manifest.status != "complete"]:

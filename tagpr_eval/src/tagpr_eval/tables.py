@@ -36,14 +36,14 @@ from tagpr_eval.typeset import Table, csv_text, escape, markdown_rows
 
 @dataclass(frozen=True)
 class Entry:
-    """One table or plot, and what it was made from."""
+    """One table and what it was made from; or a plot, which is made from what the table after it is made from."""
 
     shown: Table | Plot
     """The table or plot."""
     runs: tuple[Run, ...] = ()
     """Evaluations with numbers in it."""
     training: tuple[TrainingRun, ...] = ()
-    """Training runs with numbers in it."""
+    """Training runs with numbers in it, or that made the models."""
     remark: str = ""
     """What else a reader must know of a table; follows its note."""
 
@@ -144,8 +144,9 @@ def markdown(chapter: Chapter) -> str:
     """Give a chapter as Markdown; its plots are looked for beside it."""
     parts = [f"## {escape(chapter.title)}", escape(chapter.intro)]
     for entry in chapter.entries:
-        shown, note = entry.shown, _note(origin(entry.runs, entry.training))
+        shown = entry.shown
         if isinstance(shown, Table):
+            note = _note(origin(entry.runs, entry.training))
             parts += [
                 f"### {escape(shown.title)}",
                 markdown_rows(shown),
@@ -192,26 +193,28 @@ def _main(material: _Material) -> Chapter:
     entries: list[Entry] = []
     plots = {plot.name: plot for plot in report_stages.stage_plots(found)}
     for stages, table in zip(found, tables, strict=False):  # the last table is that of averages
-        runs = _runs(material, {stages.cell(place).run.name for place in stages.rows})
-        entries += [Entry(plots[table.name], runs)] if table.name in plots else []
-        entries.append(Entry(table, runs, remark=tables_cold_start.users_of_one_kind(stages)))
+        entries += [Entry(plots[table.name])] if table.name in plots else []
+        origins = _made_by(material, {stages.cell(place).run.name for place in stages.rows})
+        entries.append(Entry(table, *origins, tables_cold_start.users_of_one_kind(stages)))
     if tables:
         every = {stages.cell(place).run.name for stages in found for place in stages.rows}
-        entries.append(Entry(tables[-1], _runs(material, every)))
+        entries.append(Entry(tables[-1], *_made_by(material, every)))
     return Chapter(
         "main", "The models side by side", report_stages.intro(f"the model {choice.reference}"), tuple(entries)
     )
 
 
 def _ablation(material: _Material) -> Chapter:
-    entries = [Entry(tables_ablation.ablation_table(one), _runs(material, one.runs())) for one in material.ablations]
+    entries = [
+        Entry(tables_ablation.ablation_table(one), *_made_by(material, one.runs())) for one in material.ablations
+    ]
     return Chapter("ablation", "Ablations", tables_ablation.INTRO, tuple(entries))
 
 
 def _prmu(material: _Material) -> Chapter:
     runs = tuple(run for run in material.training if run.evaluation is not None)
     entries = [
-        *(Entry(plot, (), runs) for plot in report_training.pair_plot(runs)),
+        *(Entry(plot) for plot in report_training.pair_plot(runs)),
         *(Entry(table, (), runs) for table in [report_training.pair_table(runs, has_tasks=False)] if table.rows),
     ]
     return Chapter("prmu", "The reward model", report_training.PAIRS_INTRO, tuple(entries))
@@ -220,24 +223,24 @@ def _prmu(material: _Material) -> Chapter:
 def _robustness(material: _Material) -> Chapter:
     entries: list[Entry] = []
     for group in filter(tables_robustness.has_curves, material.groups):
-        runs = _runs(material, {cell.run.name for cell in group.cells})
-        entries += [Entry(plot, runs) for plot in report_plots.score_plots(group, has_bands=True)]
-        entries.append(Entry(tables_robustness.retriever_table(group), runs))
+        origins = _made_by(material, {cell.run.name for cell in group.cells})
+        entries += [Entry(plot) for plot in report_plots.score_plots(group, has_bands=True)]
+        entries.append(Entry(tables_robustness.retriever_table(group), *origins))
         spread = tables_robustness.robustness_table(group, material.choice.reference)
         if spread is not None:
-            entries += [Entry(plot, runs) for plot in tables_robustness.robustness_plots(spread)]
-            entries.append(Entry(spread, runs))
+            entries += [Entry(plot) for plot in tables_robustness.robustness_plots(spread)]
+            entries.append(Entry(spread, *origins))
     return Chapter("robustness", "Profile length and retriever", tables_robustness.INTRO, tuple(entries))
 
 
 def _reasoning(material: _Material) -> Chapter:
     stages_runs = tuple(run for run in material.training if run.manifest.kind == "rl")
     entries = [
-        Entry(table, _runs(material, {stages.cell(place).run.name for place in stages.places}))
+        Entry(table, *_made_by(material, {stages.cell(place).run.name for place in stages.places}))
         for stages in material.stages
         if (table := tables_reasoning.reasoning_table(stages)) is not None
     ]
-    entries += [Entry(plot, (), stages_runs) for plot in report_training.chain_plots(stages_runs)]
+    entries += [Entry(plot) for plot in report_training.chain_plots(stages_runs)]
     tables = (report_training.held_out_table(stages_runs), report_training.reward_table(stages_runs))
     entries += [Entry(table, (), stages_runs) for table in tables if table.rows]
     return Chapter("reasoning", "Tags, grounding and lift by stage", tables_reasoning.INTRO, tuple(entries))
@@ -245,7 +248,7 @@ def _reasoning(material: _Material) -> Chapter:
 
 def _cold_start(material: _Material) -> Chapter:
     entries = [
-        Entry(table, _runs(material, {stages.cell(place).run.name for place in stages.rows}))
+        Entry(table, *_made_by(material, {stages.cell(place).run.name for place in stages.rows}))
         for stages in material.stages
         for table in tables_cold_start.cold_start_tables(stages)
     ]
@@ -262,6 +265,13 @@ _CHAPTERS: tuple[Callable[[_Material], Chapter], ...] = (
 )
 
 
-def _runs(material: _Material, names: Iterable[str]) -> tuple[Run, ...]:
+def _made_by(material: _Material, names: Iterable[str]) -> tuple[tuple[Run, ...], tuple[TrainingRun, ...]]:
+    """The evaluations of those names, and the training runs that made their models, with what these started from and
+    were rewarded by."""
     kept = set(names)
-    return tuple(run for run in material.runs if run.name in kept)
+    runs = tuple(run for run in material.runs if run.name in kept)
+    places = [text.partition(":")[2] for run in runs for text in run.given().values()]
+    trained = [run for run in material.training if any(run.made(place) for place in places if place)]
+    for run in trained:  # grows while it is walked
+        trained += [other for other in material.training if run.reads(other) and other not in trained]
+    return runs, tuple(run for run in material.training if run in trained)

@@ -164,11 +164,20 @@ class TrainingRun:
         """What it started from: a path, or the name of a model."""
         return str(self.manifest.config.get("model"))
 
+    def made(self, place: str) -> bool:
+        """Whether a path is that of the model it made: where that lies, or where it lay when it was trained."""
+        product = _PRODUCTS[self.manifest.kind]
+        trained = PurePath(str(self.manifest.config.get("output")), product)
+        return PurePath(place) == trained or Path(place).resolve() == (self.folder / product).resolve()
+
     def follows(self, other: "TrainingRun") -> bool:
-        """Whether it started from what `other` made: where that lies, or where it lay when both were trained."""
-        product = _PRODUCTS[other.manifest.kind]
-        trained = PurePath(str(other.manifest.config.get("output")), product)
-        return PurePath(self.start) == trained or Path(self.start).resolve() == (other.folder / product).resolve()
+        """Whether it started from what `other` made."""
+        return other.made(self.start)
+
+    def reads(self, other: "TrainingRun") -> bool:
+        """Whether it started from what `other` made, or was rewarded by it."""
+        prmu = self.manifest.config.get("prmu")
+        return self.follows(other) or (prmu is not None and other.made(str(prmu)))
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Give (step, value) of one figure, in the order logged."""
