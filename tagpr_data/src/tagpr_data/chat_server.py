@@ -337,11 +337,12 @@ class ChatServer:
         import aiohttp
 
         if self._session is None:
-            self._session = _open_session(self.options, self._key)
+            self._session = _open_session(self._key)
         try:
-            async with self._session.post(
-                place.url, data=payload, proxy=place.proxy, allow_redirects=False
-            ) as response:
+            async with (
+                asyncio.timeout(self.options.timeout_seconds),
+                self._session.post(place.url, data=payload, proxy=place.proxy, allow_redirects=False) as response,
+            ):
                 content = await _read_whole(response)
                 status, wait = response.status, _retry_after(response.headers.get("retry-after"))
         except TimeoutError:
@@ -464,12 +465,12 @@ def _retry_after(header: str | None) -> float | None:
     return min(max(0.0, seconds), _LONGEST_RETRY_AFTER_SECONDS) if seconds == seconds else None  # noqa: PLR0124 - NaN
 
 
-def _open_session(options: ServerOptions, key: str | None) -> "aiohttp.ClientSession":
+def _open_session(key: str | None) -> "aiohttp.ClientSession":
     import aiohttp
 
     return aiohttp.ClientSession(
         headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}),
-        timeout=aiohttp.ClientTimeout(total=options.timeout_seconds),
+        timeout=aiohttp.ClientTimeout(total=None),  # `_try` has a cheaper one
         connector=aiohttp.TCPConnector(limit=0, enable_cleanup_closed=False),  # `room` is the limit
         cookie_jar=aiohttp.DummyCookieJar(),
     )
