@@ -41,7 +41,7 @@ def random_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sft_learns_the_marks_of_another_tag_set_as_single_tokens(
     tiny_model: Path, random_corpus: Path, tmp_path: Path
 ) -> None:
-    values = {"model": str(tiny_model), "corpus": random_corpus, "warmup_steps": 1, "adapter": "none"}
+    values: dict[str, Any] = {"model": str(tiny_model), "corpus": random_corpus, "warmup_steps": 1, "adapter": "none"}
     options = {"per_device_train_batch_size": 3, "max_steps": 3, "learning_rate": 5e-3}
     config = Sft(output=tmp_path / "run", tagset=Path("tagpr-9-random"), trainer=options, **values)
     manifest = sft.train(config)
