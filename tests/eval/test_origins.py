@@ -96,6 +96,14 @@ def test_facts_are_those_of_the_manifests_and_alike_ones_stand_once():
     assert found.warnings == ()
 
 
+def test_versions_are_told_once_for_each_library_and_apart_where_they_differ():
+    first = evaluation("a", versions={"python": "3.11", "torch": "2.1", "lighteval": "0.13"})
+    second = evaluation("b", versions={"python": "3.11", "torch": "2.2", "trl": "1.0"})
+    found = origins.origin([first, second])
+    assert "Versions: python 3.11, torch 2.1 (a), 2.2 (b), lighteval 0.13, trl 1.0." in found.facts
+    assert any("different versions of libraries" in warning for warning in found.warnings)
+
+
 def test_hardware_that_was_not_recorded_is_not_made_up():
     old = evaluation("old", versions={"python": "3.11", "platform": "Linux-x86_64"})
     assert "Hardware: not recorded (Linux-x86_64)." in origins.origin([old]).facts

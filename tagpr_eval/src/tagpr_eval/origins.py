@@ -43,7 +43,7 @@ _ALIKE = {
     "sampling.stop": "stop texts", "sampling.constrain": "constraint", "local.dtype": "dtype", "encoder": "encoder",
 }  # fmt: skip
 """Settings that must be equal for runs to be compared, beside those that a table shows."""
-_LIBRARIES = ("torch", "transformers", "lighteval", "trl")
+_LIBRARIES = ("python", "torch", "transformers", "lighteval", "trl")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Origin:
 def origin(runs: Sequence[Run], training: Sequence[TrainingRun] = ()) -> Origin:
     """Give where numbers computed from these runs come from."""
     named = [*((run.name, run.manifest) for run in runs), *((run.name, run.manifest) for run in training)]
-    made = [*(_repeat(run.name, run.manifest, run.folder) for run in runs)]
-    made += [_repeat(run.name, run.manifest) for run in training]
+    made = [_repeat(run.name, run.manifest) for run in training]
+    made += [_repeat(run.name, run.manifest, run.folder) for run in runs]
     return Origin(
         facts=" ".join(_sentences(runs, training)),
         warnings=tuple(_warnings(runs, named)),
@@ -92,7 +92,12 @@ def _sentences(runs: Sequence[Run], training: Sequence[TrainingRun]) -> Iterable
     yield f"Runs: {', '.join(manifests)}."
     yield f"Commit {_grouped({name: _commit(one) for name, one in manifests.items()})}."
     yield f"Hardware: {_grouped({name: _hardware(one) for name, one in manifests.items()})}."
-    yield f"Versions: {_grouped({name: _libraries(one) for name, one in manifests.items()})}."
+    found = {
+        library: {name: one.versions[library] for name, one in manifests.items() if library in one.versions}
+        for library in _LIBRARIES
+    }
+    versions = [f"{library} {_grouped(values)}" for library, values in found.items() if values]
+    yield f"Versions: {', '.join(versions) or 'not recorded'}."
     if runs:
         data = {run.name: f"{_names(run.manifest.data)}, split {run.setting('split')}" for run in runs}
         seeds = {run.name: _listed(run.manifest.config.get("seeds", [run.manifest.seed])) for run in runs}
@@ -227,8 +232,7 @@ def _hardware(manifest: RunManifest) -> str:
 
 
 def _libraries(manifest: RunManifest) -> str:
-    found = [f"{name} {manifest.versions[name]}" for name in ("python", *_LIBRARIES) if name in manifest.versions]
-    return ", ".join(found) or "not recorded"
+    return ", ".join(f"{name} {manifest.versions[name]}" for name in _LIBRARIES if name in manifest.versions)
 
 
 def _decoding(config: Mapping[str, Any]) -> str:
