@@ -53,6 +53,23 @@ def vary_rewards() -> None:
     Judge.total = total  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def shard_on_cpu() -> None:
+    """Let accelerate split weights (FSDP2) among ranks on a CPU too, where its settings ask for it. It does so for GPUs
+    only; what splits, gathers, saves and loads then is torch's, accelerate's and transformers' own."""
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType
+
+    begin = AcceleratorState.__init__
+
+    def sharded(self: Any, *args: Any, fsdp_plugin: Any = None, **options: Any) -> None:
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = sharded
+
+
 def run_with_kills(kind: str, settings: dict[str, Any], kills: int) -> dict[str, Any]:
     """Train a stage whole in OUTPUT-whole; then in OUTPUT, killed `kills` times at random file operations of its folder
     and gone on with. Give how each process ended (-9: killed) and what was wrong with the folder after a kill."""
@@ -118,6 +135,8 @@ def main() -> None:
 
     def all_jobs() -> None:
         vary_rewards()
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            shard_on_cpu()
         for job in json.loads(Path(sys.argv[1]).read_text()):
             if "kills" in job:
                 print(json.dumps(run_with_kills(**job)), flush=True)

@@ -35,6 +35,7 @@ from tagpr_train.master_adamw import MasterAdamW
 logger = logging.getLogger(__name__)
 
 Report = Callable[[dict[str, Any]], None]
+Weights = dict[str, Any] | None
 
 _SAVED_CHECKPOINTS = 2
 _LOGGED = ("loss", "learning_rate", "grad_norm", "epoch", "accuracy", "margin")  # of what the trainers log
@@ -108,8 +109,9 @@ class Durable(Trainer):
         """Give the loss on held-out data in nats; None without any."""
         raise NotImplementedError
 
-    def save_weights(self, folder: Path) -> None:
-        """Write the weights of a checkpoint, as `_load_from_checkpoint` reads them."""
+    def save_weights(self, folder: Path, weights: Weights = None) -> None:
+        """Write the weights of a checkpoint, as `_load_from_checkpoint` reads them, on the first rank; `weights` are
+        those that `gathered` gave."""
         raise NotImplementedError
 
     def mute(self, inputs: Any) -> None:
@@ -119,6 +121,24 @@ class Durable(Trainer):
     def count(self, inputs: Any) -> tuple[int, int]:
         """Give how many examples and tokens a batch holds."""
         raise NotImplementedError
+
+    def is_sharded(self) -> bool:
+        """Whether a rank holds a part of the weights only (FSDP, DeepSpeed), so that every pass needs all ranks."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def gathered(self) -> Weights:
+        """Give the whole weights by name on the first rank, where they are sharded, from all ranks together; None where
+        each rank has them in its model."""
+        if not self.is_sharded():
+            return None
+        state = self.accelerator.get_state_dict(self.model_wrapped if self.is_deepspeed_enabled else self.model)
+        once = {name for name, _ in (*self.network.named_parameters(), *self.network.named_buffers())}
+        return {name: weight for name, weight in state.items() if name in once}  # a tied weight came under each name
+
+    def refuse_sharded(self, what: str) -> None:
+        """Raise InputError where weights are sharded and `what` needs them whole."""
+        if self.is_sharded():
+            raise InputError(f"{what} needs a whole model in every process, and FSDP or DeepSpeed splits it here")
 
     def batch(self, inputs: Any) -> dict[str, Any]:
         """Give the batch whose loss was taken, by name, to be saved when the loss is not finite."""
@@ -277,7 +297,8 @@ class Durable(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         assert output_dir is not None
-        self.save_weights(Path(output_dir))
+        if ranks.is_first():
+            self.save_weights(Path(output_dir), state_dict)
 
 
 def weight_of_step(batches: Sequence[dict[str, Any]]) -> float:

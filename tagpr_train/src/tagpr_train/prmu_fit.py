@@ -31,7 +31,7 @@ from tagpr_data.pairs import PairFolder
 from tagpr_data.records import PreferencePair, ProfileItem, RunManifest
 from tagpr_train import base_model, loop, model_card, pretrained, prmu_eval, ranks, runs
 from tagpr_train.config import PRMU_BATCH_SIZE, Prmu
-from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
+from tagpr_train.loop import Durable, Report, Weights, newest_checkpoint, stopping_on_signals
 from tagpr_train.prmu import PRMU, pad
 from tagpr_train.user_embedding import prefix_profiles
 
@@ -72,6 +72,7 @@ def train(config: Prmu, *, resume: bool = False, report: Report | None = None) -
         if cut := sum(batches.cut[: len(pairs)]):
             logger.warning("train: %d of %d pairs: prompts_cut", cut, len(pairs))
         trainer = PrmuTrainer(config, arguments, model, batches, len(pairs), report)
+        trainer.refuse_sharded("a PRMU")
         with stopping_on_signals(trainer):
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
         if trainer.stopped_by is not None:
@@ -320,13 +321,13 @@ class PrmuTrainer(Durable, RewardTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         return loop.weight_of_step(batch_samples)
 
-    def save_weights(self, folder: Path) -> None:
+    def save_weights(self, folder: Path, weights: Weights = None) -> None:
         """Write the weights that are trained."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
-        save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, folder / _TRAINABLE)
+        own = {name: weight.detach() for name, weight in self.network.named_parameters() if weight.requires_grad}
+        save_file({name: (weights or own)[name].contiguous() for name in own}, folder / _TRAINABLE)
 
     def count(self, inputs: Any) -> tuple[int, int]:
         """Give how many pairs and tokens a batch holds; none where it only stands in."""

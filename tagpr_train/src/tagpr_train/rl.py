@@ -54,7 +54,7 @@ from tagpr_train import (
 )
 from tagpr_train.config import RL_DEFAULTS, Rl
 from tagpr_train.dataset import prompt_tokens
-from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
+from tagpr_train.loop import Durable, Report, Weights, newest_checkpoint, stopping_on_signals
 from tagpr_train.rl_judge import COMPONENTS, Judge, Judged, content_of, load_prmu
 from tagpr_train.rl_prompts import Question
 from tagpr_train.rl_watch import Measurement
@@ -105,17 +105,22 @@ def train(config: Rl, *, resume: bool = False, report: Report | None = None) -> 
         trainer = RlTrainer(
             config, arguments, model, tokenizer, asked[config.split], asked[config.eval_split], judge, report
         )
+        sft.check_sharding(trainer, model, merge=config.merge)
         with stopping_on_signals(trainer):
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
         if trainer.stopped_by is not None:
             return manifest
         results = trainer.results() | {"left_out": left_out, "licence": data.manifest.licence}
-        if trainer.hacking is not None:
-            trainer.load_weights(trainer.best_folder())
+        kept = trainer.best_folder() if trainer.hacking is not None else None
+        if kept is not None and not trainer.is_sharded():
+            trainer.load_weights(kept)
+        weights = trainer.gathered()
 
         def finish() -> RunManifest:
             with runs.atomic_folder(config.output / "model") as folder:
-                sft.save(trainer.network, tokenizer, folder, merge=config.merge)
+                sft.save(trainer.network, tokenizer, folder, merge=config.merge, weights=weights)
+                if kept is not None and trainer.is_sharded():
+                    shutil.copytree(kept, folder, dirs_exist_ok=True)  # the same files, with the best weights
             status = "partial" if trainer.hacking is not None else "complete"
             finished = runs.finish_run(config.output, manifest, status, results)
             model_card.write(config.output)
@@ -244,9 +249,9 @@ class RlTrainer(Durable, GRPOTrainer):
         """Give nothing: held-out answers are measured instead."""
         return None
 
-    def save_weights(self, folder: Path) -> None:
+    def save_weights(self, folder: Path, weights: Weights = None) -> None:
         """Write adapter or weights."""
-        sft.write_weights(self.network, folder)
+        sft.write_weights(self.network, folder, weights)
 
     def load_weights(self, folder: Path) -> None:
         """Take over what `save_weights` wrote."""
@@ -324,10 +329,12 @@ class RlTrainer(Durable, GRPOTrainer):
         )
         if not self.config.hacking_stop:
             return
-        if rl_watch.best(self.measurements) is measured and ranks.is_first():
-            with runs.atomic_folder(self.best_folder()) as folder:
-                self.save_weights(folder)
-            self._drop_worse()
+        if rl_watch.best(self.measurements) is measured:
+            weights = self.gathered()
+            if ranks.is_first():
+                with runs.atomic_folder(self.best_folder()) as folder:
+                    self.save_weights(folder, weights)
+                self._drop_worse()
         ranks.wait()
         self.hacking = rl_watch.why_stop(self.measurements, self.judge.weights)
 
@@ -546,11 +553,11 @@ class RlTrainer(Durable, GRPOTrainer):
         return super().train(resume_from_checkpoint, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not sft.load_adapter(self.network, Path(resume_from_checkpoint)):
+        if self.is_sharded() or not sft.load_adapter(self.network, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _is_plain(self) -> bool:
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        return not self.is_sharded()
 
     def _check_ranks(self) -> None:
         if ranks.count() > 1 and not self._samples_here and self.config.redraws:

@@ -27,7 +27,7 @@ from tagpr_data.records import RunManifest
 from tagpr_data.tags import TagSet
 from tagpr_train import dataset, label_loss, loop, model_card, pretrained, ranks, runs, tag_tokens
 from tagpr_train.config import SFT_BATCH_SIZE, Rl, Sft
-from tagpr_train.loop import Durable, Report, newest_checkpoint, stopping_on_signals
+from tagpr_train.loop import Durable, Report, Weights, newest_checkpoint, stopping_on_signals
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
         )
         model = with_adapter(model, config, row_ids)
         trainer = SftTrainer(config, arguments, model, tokenizer, train_set, validation_set, report)
+        check_sharding(trainer, model, merge=config.merge)
         with stopping_on_signals(trainer):
             trainer.train(resume_from_checkpoint=newest_checkpoint(config.output))
         if trainer.stopped_by is not None:
@@ -75,9 +76,11 @@ def train(config: Sft, *, resume: bool = False, report: Report | None = None) ->
             "licence": corpus.licence,
         }
 
+        weights = trainer.gathered()
+
         def finish() -> RunManifest:
             with runs.atomic_folder(config.output / "model") as folder:
-                save(trainer.network, tokenizer, folder, merge=config.merge)
+                save(trainer.network, tokenizer, folder, merge=config.merge, weights=weights)
             finished = runs.finish_run(config.output, manifest, "complete", results)
             model_card.write(config.output)
             shutil.rmtree(config.output / "checkpoints", ignore_errors=True)
@@ -131,13 +134,24 @@ def with_adapter(model: PreTrainedModel, config: Sft | Rl, row_ids: list[int]) -
         raise InputError(f"lora.target_modules = {targets!r} does not fit the model: {error}") from None
 
 
-def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, *, merge: bool, weights: Weights = None) -> None:
     """Write what an evaluation loads: the adapter, or with `merge` (and without an adapter) whole weights, and the
-    tokenizer. For an adapter the base model must first be widened to `len(tokenizer)` where that is larger."""
+    tokenizer. For an adapter the base model must first be widened to `len(tokenizer)` where that is larger. `weights`
+    as in `write_weights`; they are not merged."""
     if merge and is_adapted(model):
         model = model.merge_and_unload()
-    write_weights(model, folder)
+    write_weights(model, folder, weights)
     tokenizer.save_pretrained(folder)
+
+
+def check_sharding(trainer: Durable, model: Any, *, merge: bool) -> None:
+    """Raise InputError for an adapter that cannot be trained on sharded weights, where they are."""
+    if not is_adapted(model):
+        return
+    if merge:
+        trainer.refuse_sharded("merge = true")
+    if trainer.is_fsdp_enabled and any(shape.trainable_token_indices for shape in model.peft_config.values()):
+        trainer.refuse_sharded('an adapter with rows of the embedding (single_token_tags with adapter = "lora")')
 
 
 def load_adapter(model: Any, folder: Path) -> bool:
@@ -202,10 +216,10 @@ class SftTrainer(Durable, SFTTrainer):
         examples = sorted(self.validation_examples, key=len)
         size = self.args.per_device_train_batch_size * 2
         own = examples[ranks.index() :: ranks.count()]
-        for start in range(0, len(own), size):
-            rows = [dataclasses.asdict(example) for example in own[start : start + size]]
+        for start in range(0, len(examples[:: ranks.count()]), size):  # as many passes on every rank
+            rows = [dataclasses.asdict(example) for example in own[start : start + size] or examples[:1]]
             batch = self._prepare_inputs(self.data_collator(rows))
-            batch["weights"] = (batch["labels"] != dataset.IGNORED).float()
+            batch["weights"] = (batch["labels"] != dataset.IGNORED).float() * (start < len(own))
             total += self._summed_loss(self.network, batch).item()
             tokens += int(batch["weights"].sum().item())
         self.network.train(was_training)
@@ -221,9 +235,9 @@ class SftTrainer(Durable, SFTTrainer):
         loss = self._summed_loss(model, inputs) / weight
         return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
 
-    def save_weights(self, folder: Path) -> None:
+    def save_weights(self, folder: Path, weights: Weights = None) -> None:
         """Write the adapter, or the weights where there is none."""
-        write_weights(self.network, folder)
+        write_weights(self.network, folder, weights)
 
     def mute(self, inputs: Any) -> None:
         """Make a batch count for nothing in the loss."""
@@ -242,7 +256,7 @@ class SftTrainer(Durable, SFTTrainer):
         return loop.weight_of_step(batch_samples)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not load_adapter(self.network, Path(resume_from_checkpoint)):
+        if self.is_sharded() or not load_adapter(self.network, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
@@ -296,11 +310,13 @@ def _add_marks(model: Any, tokenizer: Any, tagset: TagSet, config: Sft) -> list[
     return tag_tokens.add_marks(model, tokenizer, tagset)
 
 
-def write_weights(model: Any, folder: Path) -> None:
-    """Write the adapter, or the weights where there is none."""
+def write_weights(model: Any, folder: Path, weights: Weights = None) -> None:
+    """Write the adapter, or the weights where there is none: the model's own, or `weights` by name (`Durable.gathered`)
+    where it holds a part of them only."""
     folder.mkdir(parents=True, exist_ok=True)
     if is_adapted(model):
-        model.save_pretrained(folder, save_embedding_layers=False)  # the trained rows are in the adapter already
+        # the trained rows are in the adapter already
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
         model.get_base_model().generation_config.save_pretrained(folder)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
