@@ -110,6 +110,10 @@ def test_overrides_reach_their_stage_and_the_recipe(written: Callable[..., Path]
         ('[[stages]]\nname = "sft"\nkind = "sft"\nconfig = "sft.toml"\n', (), "sft is named twice"),
         ('[[stages]]\nname = "x"\nkind = "sft"\nconfig = "no.toml"\n', (), r"stage 'x': config .*no\.toml does not"),
         ('[[stages]]\nname = "x"\nkind = "sft"\nconfig = "sft.toml"\nset = { model = "{y}" }\n', (), "'{y}' names no"),
+        ("", ("guided.output=elsewhere",), "guided.output is not set here: the recipe's `output`"),
+        ("", ("guided.seed=4",), "guided.seed is not set here: the recipe's `seeds`"),
+        ('[[variants]]\nname = "x"\nset = { "guided.seed" = 1 }\n', (), "guided.seed is not set here"),
+        ("", ("seeds=[1, 1]",), r"seeds = \[1, 1\] names one twice"),
         ('[[stages]]\nname = "x"\nkind = "dpo"\nconfig = "sft.toml"\n', (), "kind"),
     ],
 )

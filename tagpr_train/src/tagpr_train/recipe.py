@@ -22,7 +22,7 @@ taken as they are, interrupted ones go on, a folder of other settings is refused
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -99,7 +99,12 @@ class Recipe(Config):
                 raise ValueError(f"{', '.join(sorted(twice))} is named twice")
         if clash := set(names) & self.inputs.keys():
             raise ValueError(f"{', '.join(sorted(clash))} names both an input and a stage")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} names one twice")
+        for entry in self.stages:
+            _refuse_overruled(f"{entry.name}.{key}" for key in entry.set)
         for variant in self.variants:
+            _refuse_overruled(variant.set)
             if variant.name in {"whole", *names}:
                 raise ValueError(f"variant {variant.name!r} has the name of a stage, or of the whole recipe")
             for stage in (*variant.drop, *(key.partition(".")[0] for key in variant.set)):
@@ -165,6 +170,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
         stages = set[str]()  # `load` says what is wrong
     for_stages = [one for one in overrides if one.partition("=")[0].partition(".")[0].strip() in stages]
+    try:
+        _refuse_overruled(one.partition("=")[0].strip() for one in for_stages)
+    except ValueError as error:
+        raise InputError(f"--set {error}") from None
     own = [one for one in overrides if one not in for_stages]
     for one in own:
         key = one.partition("=")[0].strip()
@@ -245,6 +254,14 @@ def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
         settings["per_model"] = others | settings.get("per_model", {})
     write_text(path, "\n".join(toml_lines({**settings, "models": models})) + "\n")
     return path
+
+
+def _refuse_overruled(places: Iterable[str]) -> None:
+    """Refuse `stage.output` and `stage.seed`, which the recipe sets for every stage: they would be passed over."""
+    for place in places:
+        for setting, instead in (("output", "`output`, in which each stage has a folder"), ("seed", "`seeds`")):
+            if place.partition(".")[2] == setting:
+                raise ValueError(f"{place} is not set here: the recipe's {instead}")
 
 
 def _stages(
