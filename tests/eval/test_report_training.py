@@ -57,8 +57,9 @@ def test_every_run_is_listed_with_what_it_took(runs):
         (4, 24, 1.5), (2, 32, 1.5), (40, 640, 1.5), (3, 48, 1.5),
     ]  # fmt: skip
     assert [(row["loss"], row["held_out_loss"]) for row in rows] == [(2.5, 1.5), (0.7, 0.6), (None, None), (None, None)]
-    assert (
-        table(runs, "training").note == "sft, prmu, guided, exploratory: data toy dddddddddddd, commit 0123abc, seed 7."
+    assert table(runs, "training").note == (
+        "sft, prmu, exploratory: data toy dddddddddddd, commit 0123abc, seed 7; "
+        "guided: data toy dddddddddddd, commit 0123abc, seed 7, PRMU eeeeeeeeeeee."
     )
 
 

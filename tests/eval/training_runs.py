@@ -101,6 +101,7 @@ def _write(folder, kind, config, lines, results):
     manifest = RunManifest(
         kind=kind, status="complete", config=config, data={"toy": "d" * 64}, seed=7, versions={},
         git_revision="0123abc", results=results,
+        models={"prmu": "e" * 64} if config.get("stage") == "guided" else {},
     )  # fmt: skip
     write_json(folder / "run.json", manifest)
     return folder

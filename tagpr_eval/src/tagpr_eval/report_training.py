@@ -487,6 +487,8 @@ def _note(runs: Sequence[TrainingRun], *kinds: str) -> str:
     for run in runs:
         if not kinds or run.manifest.kind in kinds:
             commit = (run.manifest.git_revision or "–")[:HASH_CHARACTERS]
-            source = f"data {_data(run)}, commit {commit}, seed {run.manifest.seed}"
+            prmu = run.manifest.models.get("prmu")
+            rewarded = f", PRMU {prmu[:HASH_CHARACTERS]}" if prmu else ""
+            source = f"data {_data(run)}, commit {commit}, seed {run.manifest.seed}{rewarded}"
             sources.setdefault(source, []).append(run.name)
     return "; ".join(f"{', '.join(names)}: {source}" for source, names in sources.items()) + "."
