@@ -7,12 +7,20 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from tagpr_data.errors import InputError
 from tagpr_train import runs, sft
 from tagpr_train.config import Sft
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def first_writers_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files of one second are read by the number of their writer, as text: the tenth of a process, which a run
+    never has, before the ninth."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture

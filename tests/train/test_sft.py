@@ -308,7 +308,7 @@ def test_layers_lora_cannot_find_are_refused(settings: Callable[..., Sft]) -> No
 def test_full_disk_leaves_nothing_under_a_final_name(
     settings: Callable[..., Sft], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill_disk(model: Any, folder: Path) -> None:
+    def fill_disk(model: Any, folder: Path, weights: Any = None) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "model.safetensors").write_text("half")
         raise RuntimeError("PytorchStreamWriter failed: No space left on device")  # as torch says it
