@@ -15,11 +15,12 @@ from tagpr_data.config import load
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.pairs import PairFolder, PairOptions, write_pairs
-from tagpr_data.records import RunManifest
+from tagpr_data.records import Rollout, RunManifest
 from tagpr_data.sources import personas
-from tagpr_data.tables import read_json
-from tagpr_train import prmu_eval, prmu_fit
-from tagpr_train.config import Prmu
+from tagpr_data.tables import read_json, read_records
+from tagpr_data.tags import load_tagset
+from tagpr_train import prmu_eval, prmu_fit, rl, rl_judge, rl_prompts
+from tagpr_train.config import Prmu, Rl
 from tagpr_train.prmu import PRMU
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
@@ -233,21 +234,55 @@ def known_people(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "pairs"
 
 
-@pytest.mark.slow
-def test_prmu_tells_right_user_from_wrong_user_and_not_without_the_user(known_people: Path, tmp_path: Path) -> None:
-    """Random backbone below 2 M weights, one core; the users that are judged were never trained on."""
-    backbone = write_word_model(tmp_path / "backbone", texts_of(known_people), width=64)
+@pytest.fixture(scope="module")
+def knowing_prmu(known_people: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of a PRMU trained on them: random backbone below 2 M weights, one core."""
+    folder = tmp_path_factory.mktemp("knowing")
+    backbone = write_word_model(folder / "backbone", texts_of(known_people), width=64)
     options = {"per_device_train_batch_size": 64, "num_train_epochs": 3, "learning_rate": 3e-3}
     config = Prmu(
-        pairs=known_people, output=tmp_path / "run", model=str(backbone), adapter="none", threads=1, warmup_steps=30,
+        pairs=known_people, output=folder / "run", model=str(backbone), adapter="none", threads=1, warmup_steps=30,
         trainer=options,
     )  # fmt: skip
     prmu_fit.train(config)
-    prmu = PRMU.from_pretrained(config.output / "prmu")
+    return config.output
+
+
+@pytest.mark.slow
+def test_prmu_tells_right_user_from_wrong_user_and_not_without_the_user(knowing_prmu: Path) -> None:
+    """The users that are judged were never trained on."""
+    prmu = PRMU.from_pretrained(knowing_prmu / "prmu")
     assert sum(weight.numel() for weight in prmu.parameters()) < 2_000_000
-    evaluation = json.loads((config.output / "prmu_eval.json").read_text())
+    evaluation = json.loads((knowing_prmu / "prmu_eval.json").read_text())
     unseen = evaluation["splits"]["unseen"]["groups"]["kind user"]
     assert unseen["right"]["low"] >= 0.9, unseen
     assert abs(unseen["user_off"]["estimate"] - 0.5) < 0.06, unseen
     assert unseen["swapped"]["high"] < 0.15, unseen  # the other user's answer is the rejected one
     assert prmu_eval.gate(evaluation).passed
+
+
+@pytest.mark.slow
+def test_rl_takes_a_prmu_that_passed_its_gate_and_rewards_what_fits_the_user(
+    known_people: Path, knowing_prmu: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Data, pairs, PRMU, gate, RL: nothing is told to look away. In RL's own words the right answer earns more."""
+    config = Rl(
+        dataset=known_people.parent / "dataset", output=tmp_path / "rl", model=str(tiny_model), adapter="none",
+        dtype="float32", prmu=str(knowing_prmu / "prmu"), tasks=("personas-choice",), k=1, steps=1, redraws=0,
+        eval_examples=2, eval_split="test", rewards={"personal": 0.3},
+        trainer={"num_generations": 2, "per_device_train_batch_size": 4, "max_completion_length": 8},
+    )  # fmt: skip
+    assert not config.ignore_gate
+    manifest = rl.train(config)
+    assert manifest.status == "complete" and "prmu" in manifest.models
+    rows = list(read_records(config.output / "completions/step-00000.parquet", Rollout))
+    assert all(row.personal_reward is not None and 0 < row.personal_reward < 1 for row in rows)
+    dataset = Dataset.load(config.dataset)
+    asked, _ = rl_prompts.questions(dataset, "test", 60, config, load_tagset(), lambda _: True)
+    judge = rl_judge.Judge(config, load_tagset(), 100, rl_judge.load_prmu(config))
+    wrong = [next(label for label in question.task.labels if label != question.gold) for question in asked]
+    right, other = (
+        [row.reward.personal or 0.0 for row in judge(asked, answers, [8] * len(asked))]
+        for answers in ([question.gold for question in asked], wrong)
+    )
+    assert sum(a > b for a, b in zip(right, other, strict=True)) > 0.8 * len(asked)
