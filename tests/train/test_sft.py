@@ -233,6 +233,20 @@ def test_a_folder_of_another_stage_and_damaged_weights_are_told(
         sft.train(settings("other", model=str(tmp_path / "half")))
 
 
+def test_weights_that_lack_a_tensor_are_refused_instead_of_made_up(
+    settings: Callable[..., Sft], tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_model, tmp_path / "short")
+    path = tmp_path / "short" / "model.safetensors"
+    weights = load_file(path)
+    name = next(key for key in sorted(weights) if "mlp" in key)
+    save_file({key: value for key, value in weights.items() if key != name}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"lacks 1 of its weights, the first '{name}'"):
+        sft.train(settings("other", model=str(tmp_path / "short")))
+
+
 def test_unfinished_run_is_continued_only_when_asked(settings: Callable[..., Sft]) -> None:
     config = settings()
     sft.train(config, report=_stop_at(1))

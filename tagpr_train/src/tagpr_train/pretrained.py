@@ -6,6 +6,7 @@ Safetensors only, no code of models is run.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,18 @@ def content_hashes(name: str, revision: str | None = None, *, here_only: bool = 
 def _weights(name: str, revision: str | None, dtype: str | torch.dtype, what: str) -> Any:
     options: dict[str, Any] = {"revision": revision, "dtype": dtype, "use_safetensors": True}
     try:
-        return AutoModelForCausalLM.from_pretrained(name, **options)
+        model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from None
+    refuse_missing(found, what)
+    return model
+
+
+def refuse_missing(found: Mapping[str, Any], what: str) -> None:
+    """InputError where transformers' loading info says that weights were not in the files: it makes them up at random.
+    A pooler may be missing; nothing here reads it."""
+    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+        raise InputError(f"{what} lacks {len(missing)} of its weights, the first {missing[0]!r}: its files are damaged")
 
 
 def _tokenizer(name: str, revision: str | None) -> Any:

@@ -122,9 +122,12 @@ def make_model(name: str, config: Prmu, folder: PairFolder, pairs: Sequence[Pref
     that the pairs know of. Safetensors only, no remote code."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision)
-        backbone = AutoModel.from_pretrained(name, revision=config.revision, dtype=torch.float32, use_safetensors=True)
+        backbone, found = AutoModel.from_pretrained(
+            name, revision=config.revision, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise InputError(f"model {config.model!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    pretrained.refuse_missing(found, f"model {config.model!r}")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     context = backbone.config.max_position_embeddings - config.use_user
     model = PRMU.from_backbone(
