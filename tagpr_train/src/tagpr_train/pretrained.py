@@ -88,9 +88,10 @@ def content_hashes(name: str, revision: str | None = None, *, here_only: bool = 
 def _weights(name: str, revision: str | None, dtype: str | torch.dtype, what: str) -> Any:
     options: dict[str, Any] = {"revision": revision, "dtype": dtype, "use_safetensors": True}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"{what} cannot be loaded: {str(error).splitlines()[0]}") from None
+    model, found = loaded
     refuse_missing(found, what)
     return model
 
