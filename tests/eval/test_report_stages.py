@@ -235,3 +235,11 @@ def test_the_page_opens_with_it_and_the_headline_names_the_last_model(run):
     curve = made.sections[0].plots[0].draw().axes[0]
     right, wrong = (list(line.get_ydata()) for line in curve.lines)
     assert (right, wrong) == ([0.25, 0.5, 0.75, 1.0], [0, 0, 0, 0])
+
+
+def test_the_headline_names_no_model_that_ran_fewer_tasks_than_another(dataset, tmp_path):
+    both = write_run(tmp_path / "both", dataset, models=("base", "sft"))
+    one = write_run(tmp_path / "one", dataset, models=("guided",), tasks=("component",))
+    made = report.build(cells.load_runs([both, one]))
+    (finding,) = [one for one in made.findings if one.task == "Average relative improvement over base"]
+    assert finding.facts[0].startswith("sft, mean over component, stars")

@@ -133,16 +133,18 @@ def stage_plots(found: Sequence[Stages]) -> tuple[plots.Plot, ...]:
 
 
 def headline(found: Sequence[Stages], averages: Table) -> tuple[str, str, tuple[str, ...]] | None:
-    """Give heading, score and facts of the last model's average; None where it has none."""
-    column = next(column for column in averages.columns if column.name == "relative")
-    models = [row for row in averages.rows if not row.role]
-    facts = dict(zip([column.name for column in averages.columns], models[-1].values, strict=True)) if models else {}
-    if facts.get("relative") is None:
+    """Give heading, score and facts of an average: the last model's of those with most tasks; None where none has."""
+    names = [column.name for column in averages.columns]
+    column = averages.columns[names.index("relative")]
+    models = [dict(zip(names, row.values, strict=True)) for row in averages.rows if not row.role]
+    models = [model for model in models if model["relative"] is not None]
+    if not models:
         return None
+    facts = max(reversed(models), key=lambda model: int(str(model["tasks"])))
     score = show(facts["relative"], column).replace(" [", " % [")
     about = f"{facts['model']}, mean over {facts['names']}, n = {facts['n']}. The formula is ours."
-    names = str(facts["names"]).split(", ")
-    base = _bases([stages for stages in found if stages.group.task.name in names])
+    tasks = str(facts["names"]).split(", ")
+    base = _bases([stages for stages in found if stages.group.task.name in tasks])
     return f"Average relative improvement over {base}", score, (about,)
 
 
