@@ -222,8 +222,8 @@ def test_a_file_that_cannot_be_sent_is_told_and_the_same_command_goes_on(hub, ru
     assert files(hub)["traces/train.parquet"] == (corpus / "traces/train.parquet").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["songs", "no/such/name", "/songs", ""])
-def test_a_name_without_an_owner_is_refused_before_the_hub_is_asked(name):
+@pytest.mark.parametrize("name", ["songs", "no/such/name", "/songs", "", "some one/songs", "one/songs..2"])
+def test_a_name_that_is_none_is_refused_before_the_hub_is_asked(name):
     with pytest.raises(InputError, match="OWNER/NAME"):
         Target(name)
 

@@ -96,6 +96,12 @@ class Target:
     def __post_init__(self) -> None:
         if len(list(filter(None, self.repo_id.split("/")))) != 2:
             raise InputError(f"{self.repo_id!r} is not a repository name; it is OWNER/NAME")
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise InputError(f"{self.repo_id!r} is not a repository name (OWNER/NAME): {error}") from None
 
 
 def collect(folder: Path) -> Package:
