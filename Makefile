@@ -155,7 +155,7 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
 
-test: .venv/.installed-dev  ## Format, lint, types and all tests (about 15 minutes on two cores).
+test: .venv/.installed-dev  ## Format, lint, types and all tests (about 25 minutes on two cores).
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
