@@ -77,7 +77,7 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, e
 
 # The same chain where RL visibly learns: a model of 1.1 M weights from scratch, synthetic users, no download.
 DEMO_RL ?= demo-rl
-demo-rl: .venv/.installed  ## The same training of a small model from scratch, where RL visibly learns (15 minutes on one core).
+demo-rl: .venv/.installed  ## The same training of a small model from scratch, where RL visibly learns (9 minutes on two cores).
 	@echo "[1/5] synthetic users, and a corpus by a teacher of mixed quality"
 	@$(BIN)/tagpr-data construct personas --output $(DEMO_RL)/dataset --users 1500 --events 12
 	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
