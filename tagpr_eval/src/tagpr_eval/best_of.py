@@ -29,7 +29,6 @@ from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
 from tagpr_data.journal import Journal, folder_lock
 from tagpr_data.prmu_client import RemotePRMU, RemoteUser
-from tagpr_data.provenance import git_revision, versions
 from tagpr_data.records import CompletionScore, Message, Prediction, ProfileItem, RunManifest, SampledAnswer, Task
 from tagpr_data.tables import (
     canonical_json,
@@ -49,7 +48,7 @@ from tagpr_eval.config import EvaluationConfig
 from tagpr_eval.grid import Prompter
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import parse_spec
-from tagpr_eval.run import PACKAGES, PREDICTION_KEY, PREDICTIONS, SAMPLES, cell_of, cell_result
+from tagpr_eval.run import PREDICTION_KEY, PREDICTIONS, SAMPLES, begin, cell_of, cell_result
 
 SCORES = "scores.jsonl"
 BATCH = 256
@@ -325,20 +324,7 @@ def _open(
                     f"{shorten(config[key])} here; choose another folder"
                 )
         return found
-    strangers = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
-    if strangers:
-        raise InputError(f"{output} is no run folder and not empty (it holds {shorten(strangers[0])}); choose another")
-    manifest = RunManifest(
-        kind="evaluation",
-        status="running",
-        config=config,
-        data=run.manifest.data,
-        seed=run.manifest.seed,
-        versions=versions(PACKAGES),
-        git_revision=git_revision(),
-    )
-    write_json(path, manifest)
-    return manifest
+    return begin(output, config, run.manifest.data, run.manifest.seed)
 
 
 def _identities(

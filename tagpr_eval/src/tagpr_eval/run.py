@@ -137,14 +137,37 @@ def evaluate(
                 else asked[spec.name].predictions(status == "partial")
             )
         ]
-        if config.samples > 1:
-            drawn = [row for one in asked.values() for row in one.all_samples(status == "partial")]
-            frame = frame_from_records(drawn, SampledAnswer)
-            write_table(output / SAMPLES, frame, SampledAnswer, (*PREDICTION_KEY, "sample"))
+        several = asked.values() if config.samples > 1 else ()
+        _write(output, predictions, [row for one in several for row in one.all_samples(status == "partial")])
         styles = {name: configs[name].styles for name in models}
-        frame = frame_from_records(predictions, Prediction)
-        write_table(output / PREDICTIONS, frame, Prediction, PREDICTION_KEY)
         return _finish(output, manifest, status, _results(predictions, plan, identities, styles, len(store)))
+
+
+def _write(output: Path, predictions: Sequence[Prediction], drawn: Sequence[SampledAnswer]) -> None:
+    """Write the tables of a run folder; `drawn` is empty where each question was asked once."""
+    if drawn:
+        frame = frame_from_records(drawn, SampledAnswer)
+        write_table(output / SAMPLES, frame, SampledAnswer, (*PREDICTION_KEY, "sample"))
+    frame = frame_from_records(predictions, Prediction)
+    write_table(output / PREDICTIONS, frame, Prediction, PREDICTION_KEY)
+
+
+def begin(output: Path, settings: dict[str, Any], data: dict[str, str], seed: int) -> RunManifest:
+    """Write the manifest of an evaluation that begins in the folder `output`, which must be empty, and give it."""
+    strangers = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
+    if strangers:
+        raise InputError(f"{output} is no run folder and not empty (it holds {shorten(strangers[0])}); choose another")
+    manifest = RunManifest(
+        kind="evaluation",
+        status="running",
+        config=settings,
+        data=data,
+        seed=seed,
+        versions=versions(PACKAGES),
+        git_revision=git_revision(),
+    )
+    write_json(output / "run.json", manifest)
+    return manifest
 
 
 def merge(shards: Sequence[Path], output: Path, score: Callable[..., Any] = harness.score) -> RunManifest:
@@ -597,20 +620,7 @@ def _open(output: Path, config: EvaluationConfig, dataset: Dataset, identities: 
         if found.status == "complete":
             _same(output, "models", found.results.get("models", {}), identities)
         return found
-    strangers = [entry.name for entry in output.iterdir() if entry.name != ".lock"]
-    if strangers:
-        raise InputError(f"{output} is no run folder and not empty (it holds {shorten(strangers[0])}); choose another")
-    manifest = RunManifest(
-        kind="evaluation",
-        status="running",
-        config=settings,
-        data=data,
-        seed=config.seeds[0],
-        versions=versions(PACKAGES),
-        git_revision=git_revision(),
-    )
-    write_json(path, manifest)
-    return manifest
+    return begin(output, settings, data, config.seeds[0])
 
 
 def _finish(
