@@ -28,9 +28,7 @@ from tagpr_data import tags
 from tagpr_data.config import Config
 from tagpr_data.records import ProfileItem, Task
 
-_RUN_WORDS = (
-    4  # up to half of a trace may stand in the prompt in runs this long; a copy with every fifth word changed not
-)
+_RUN_WORDS = 4  # half of a trace may stand in the prompt in runs this long, but no copy with every fifth word changed
 _COPY_WORDS = 8
 _LONG_WORD = 10  # characters a word; what has no words, as signs and pictures, is measured by it
 _WORD = re.compile(r"\w+")
