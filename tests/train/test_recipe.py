@@ -174,6 +174,16 @@ def test_a_model_taught_another_style_is_evaluated_in_its_own(written: Callable[
     ]  # fmt: skip
 
 
+def test_missing_data_is_told_before_anything_is_trained(written: Callable[..., Path], tmp_path: Path) -> None:
+    text = '[[variants]]\nname = "five-tags"\nset = { "sft.corpus" = "runs/no/corpus-5" }\n'
+    path = written(text)
+    made = planned(path, f"inputs.corpus={tmp_path}", f'prmu.pairs="{tmp_path}"', f'guided.dataset="{tmp_path}"',
+                   f'exploratory.dataset="{tmp_path}"')  # fmt: skip
+    recipe.check_data(made["whole-seed0"])
+    with pytest.raises(InputError, match=r"runs/no/corpus-5 \(for .*five-tags/seed0/sft\)"):
+        recipe.check_data([stage for stages in made.values() for stage in stages])
+
+
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*-recipe.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_can_be_planned(path: Path) -> None:
     made = planned(path)

@@ -22,6 +22,7 @@ from tagpr_data.records import Split
 from tagpr_data.tables import canonical_json, sha256_file, sha256_text
 
 _SPLITS: dict[str, Split] = {"train": "train", "dev": "validation", "test": "test"}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _IMPORT_VERSION = 1
 """Raised when `import_lamp_files` gives other content for the same files."""
 
@@ -57,6 +58,11 @@ def find_pairs(name: str | Path, offline: bool = False) -> Path:
         folder = _downloaded("pairs", str(name), (MANIFEST, "profiles.parquet", "pairs/*"), offline)
     inner = folder / "pairs"
     return inner if (inner / MANIFEST).is_file() else folder
+
+
+def may_exist(name: str | Path) -> bool:
+    """Whether something of that name is here, or may be on the Hub, which is not asked."""
+    return Path(name).exists() or _HUB_NAME.fullmatch(str(name)) is not None
 
 
 def _imported(folder: Path, splits: list[str]) -> Path:
@@ -99,7 +105,7 @@ def fetch(
 ) -> Path:
     """Give the folder with the files (of the patterns `wanted`, if given) of OWNER/NAME[@REVISION], in the cache of the
     Hub's client. InputError, in which it is called `what`, when it cannot be got."""
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
+    if Path(name).exists() or not _HUB_NAME.fullmatch(name):
         raise InputError(f"{what} {name} does not exist: it is no folder here and no OWNER/NAME of the Hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

@@ -245,10 +245,11 @@ def run(
 
     Example: tagpr-train run tagpr_train/configs/personas-recipe.toml --set sft.trainer.max_steps=20
     """
-    from tagpr_train.recipe import chain, load_recipe
+    from tagpr_train.recipe import chain, check_data, load_recipe
 
     loaded, for_stages = load_recipe(recipe, overrides or [])
     one = chain(loaded, recipe.parent, for_stages)
+    check_data(one.stages)
     _be_quiet()
     _run_stages(one.stages)
     typer.echo(f"{one.model}: the last model")
@@ -272,7 +273,7 @@ def ablate(
 
     Example: tagpr-train ablate tagpr_train/configs/personas-recipe.toml --only whole --only sft-only
     """
-    from tagpr_train.recipe import chains, is_finished, load_recipe, write_grid
+    from tagpr_train.recipe import chains, check_data, is_finished, load_recipe, write_grid
 
     loaded, for_stages = load_recipe(recipe, overrides or [])
     made = chains(loaded, recipe.parent, for_stages, only or [])
@@ -282,6 +283,7 @@ def ablate(
         typer.echo(f"{stage.settings.output}: {stage.kind}, {'finished' if is_finished(stage) else 'to run'}; {users}")
     if dry_run:
         return
+    check_data(stages)
     if jobs > 1:
         from tagpr_train.side_by_side import run_side_by_side
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from tagpr_data.config import Config, load
+from tagpr_data.data_source import may_exist
 from tagpr_data.errors import InputError
 from tagpr_data.prompts import Style
 from tagpr_data.records import RunManifest
@@ -207,6 +208,21 @@ def chains(recipe: Recipe, folder: Path, overrides: Sequence[str] = (), only: Se
             raise InputError(f"--only {name}: there is no such variant; there are {', '.join(variants)}")
     wanted = [variants[name] for name in variants if not only or name in only]
     return [chain(recipe, folder, overrides, variant, seed) for variant in wanted for seed in recipe.seeds]
+
+
+def check_data(stages: Sequence[Stage]) -> None:
+    """InputError names the stages to be run whose corpus, pairs or data set is neither here nor a name of the Hub, so
+    that none of them is trained before that is seen."""
+    missing: dict[Path, list[str]] = {}
+    for stage in stages:
+        settings = stage.settings
+        reads = {Sft: "corpus", Prmu: "pairs", Rl: "dataset"}[type(settings)]
+        place: Path = getattr(settings, reads)
+        if not is_finished(stage) and not may_exist(place):
+            missing.setdefault(place, []).append(str(settings.output))
+    if missing:
+        said = "; ".join(f"{place} (for {', '.join(users)})" for place, users in missing.items())
+        raise InputError(f"data that stages read does not exist: {said}. The recipe's first lines say how it is made")
 
 
 def is_finished(stage: Stage) -> bool:
