@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MEMBERS := $(wildcard tagpr_*/pyproject.toml)
 
 .DELETE_ON_ERROR:
-.PHONY: help install install-dev demo demo-rl results test test-server check bench schemas clean
+.PHONY: help install install-dev demo demo-rl results results-long test test-server check bench schemas clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -107,7 +107,9 @@ demo-rl: .venv/.installed  ## The same training of a small model from scratch, w
 RESULTS ?= results
 SEEDS ?= 0,1,2
 EXAMPLES ?= 32
-VARIANTS := --only whole --only sft-only --only no-prmu
+VARIANTS := --only whole --only sft-only
+CURVES = --set dataset=$(RESULTS)/xorg/dataset --set examples=$(EXAMPLES) \
+	--set 'models=["base=hf:$(RESULTS)/xorg/base-model","final=hf:$(RESULTS)/xorg/exploratory/model","knn"]'
 results: .venv/.installed  ## Repeat the tables of the README: real and synthetic users, ablations, curves.
 	@echo "[1/7] real users: data set, corpus, pairs"
 	@$(BIN)/tagpr-data construct xorg --output $(RESULTS)/xorg/dataset
@@ -118,13 +120,15 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 	@test -e $(RESULTS)/xorg/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/xorg/corpus --layers 2 \
 		--width 64 --output $(RESULTS)/xorg/prmu-base
 	@ln -sfn "$$($(BIN)/tagpr-train base-model)" $(RESULTS)/xorg/base-model
-	@echo "[2/7] training: SFT on traces, on the same untagged, on answers alone; PRMU; a few RL steps; evaluation"
+	@echo "[2/7] training: SFT on traces and on answers alone, PRMU, a few RL steps; evaluation"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
-		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --set evaluation.examples=$(EXAMPLES)
-	@echo "[3/7] curves over profile length and retriever"
-	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/curves \
-		--set dataset=$(RESULTS)/xorg/dataset --set examples=$(EXAMPLES) --set k=[1,2,4,8,16] \
-		--set 'models=["base=hf:$(RESULTS)/xorg/base-model","final=hf:$(RESULTS)/xorg/exploratory/model","knn"]'
+		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --set evaluation.examples=$(EXAMPLES) \
+		--only whole --only sft-only --only guided-only --only answer-only
+	@echo "[3/7] curves over profile length, then over retrievers"
+	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/lengths $(CURVES) \
+		--set 'retrievers=["bm25"]'
+	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/retrievers $(CURVES) \
+		--set 'retrievers=["dense","recency","random","wrong-user"]' --set k=[4]
 	@echo "[4/7] synthetic users: data set, corpus, pairs, models from scratch"
 	@$(BIN)/tagpr-data construct personas --output $(RESULTS)/personas/dataset --users 1500 --events 12
 	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
@@ -149,11 +153,47 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 	@$(BIN)/tagpr-eval best-of $(RESULTS)/personas/four --output $(RESULTS)/personas/best-of \
 		--by majority --by prmu --by oracle --scores $(RESULTS)/personas/scores.jsonl
 	@echo "[7/7] tables"
-	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation $(RESULTS)/xorg/curves --training $(RESULTS)/xorg/prmu \
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --training $(RESULTS)/xorg/prmu \
 		--training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory --k 4 --output $(RESULTS)/tables/xorg
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation $(RESULTS)/personas/best-of --reference sft-only-seed0 \
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
+
+# What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
+CORPUS = $(RESULTS)/personas/corpus
+EVERY ?= 200
+results-long: results  ## The rest of the tables: all test questions, every ablation, tag sets, weights, faithfulness.
+	@echo "[1/6] real users: SFT without tags, then every test question"
+	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
+		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --no-evaluate
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/xorg/evaluation.toml --output $(RESULTS)/xorg/all --set examples=$(EVERY) --set k=[4]
+	@echo "[2/6] real users: answers written against likeliest labels; faithfulness by intervention"
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/xorg/dataset --output $(RESULTS)/xorg/likelihood --task xorg-component \
+		--model base=hf:$(RESULTS)/xorg/base-model --model answer-only=hf:$(RESULTS)/xorg/answer-only/seed0/sft/model \
+		--style direct --item-words 22 --input-words 50 --max-new-tokens 24 --protocol generation --protocol log-likelihood
+	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model sft-only-seed0 --examples 24 \
+		--cell xorg-component.bm25.k4.trace.seed0
+	@echo "[3/6] synthetic users: the same corpus under other tags"
+	@test -e $(CORPUS)-5 || $(BIN)/tagpr-data relabel $(CORPUS) --tagset tagpr-5 --map identify_patterns=examine_examples \
+		--map compare_options=apply_preference --map resolve_conflict=apply_preference \
+		--map draft_answer=verify_answer --output $(CORPUS)-5
+	@test -e $(CORPUS)-1 || $(BIN)/tagpr-data relabel $(CORPUS) --tagset tagpr-1 --map '*=step' --output $(CORPUS)-1
+	@test -e $(CORPUS)-random || $(BIN)/tagpr-data relabel $(CORPUS) --tagset tagpr-9-random --map examine_examples=vorlem \
+		--map identify_patterns=takshi --map infer_preference=bindu --map analyze_query=ostrel \
+		--map compare_options=queval --map apply_preference=mirotan --map resolve_conflict=fespik \
+		--map draft_answer=ludrano --map verify_answer=gravemi --output $(CORPUS)-random
+	@echo "[4/6] every ablation, seeds $(SEEDS)"
+	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
+		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 --no-evaluate
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/all
+	@echo "[5/6] weights of the reward, seed 0"
+	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-weights-recipe.toml --set output=$(RESULTS)/personas \
+		--set inputs.home=$(RESULTS)/personas --set sft.threads=1 --jobs 2 --no-evaluate
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/weights
+	@echo "[6/6] tables"
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all $(RESULTS)/xorg/likelihood --output $(RESULTS)/tables/xorg-all
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/all --output $(RESULTS)/tables/personas-all
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/weights --output $(RESULTS)/tables/weights
 
 test: .venv/.installed-dev  ## Format, lint, types and all tests (about 25 minutes on two cores).
 	$(BIN)/ruff format --check .
@@ -178,5 +218,5 @@ bench: .venv/.installed-dev  ## The speed claims of the README, each side by sid
 schemas: .venv/.installed  ## Write schemas/ anew after a record changed.
 	$(BIN)/tagpr-data schemas schemas
 
-clean:  ## Remove what `make demo` and `make demo-rl` made; .venv stays.
-	rm -rf $(DEMO) $(DEMO_RL)
+clean:  ## Remove what the demos and `make results` made; .venv stays.
+	rm -rf $(DEMO) $(DEMO_RL) $(RESULTS)
