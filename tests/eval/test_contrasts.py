@@ -141,3 +141,23 @@ def test_a_variant_does_not_differ_from_itself_and_seeds_may_stand_in_any_order(
     place = turn % len(seeds)
     turned = contrasts.seed_mean(ACCURACY, seeds[place:] + seeds[:place], draws)[0]
     assert turned.value == pytest.approx(contrasts.seed_mean(ACCURACY, seeds, draws)[0].value)
+
+
+def test_a_p_is_fine_enough_for_a_large_table_and_leaves_the_interval_as_it_was():
+    """30 variants of two seeds, each clearly worse than the whole: Holm over all must let every one pass. In 1000
+    resamples no p is below 2/1001, and 30 times that is above 0.05."""
+    rng = np.random.default_rng(4)
+    draws = stats.draw(40, 1000)
+    whole = [cell([1.0] * 40), cell([1.0] * 39 + [0.0])]
+    found = [
+        contrasts.seed_difference(ACCURACY, [cell(rng.random(40) < 0.5) for _ in whole], whole, draws)
+        for _ in range(30)
+    ]
+    assert all(one.high < 0 for one in found)
+    assert max(stats.holm([one.p for one in found])) < 0.05
+    first, second = cell(rng.random(40) < 0.5), whole[0]
+    again = np.subtract(*stats.Grid(ACCURACY, [first, second], draws).resampled.astype(float))
+    one = contrasts.contrast(ACCURACY, [first, second], (1, -1), draws)
+    assert (one.low, one.high) == pytest.approx(stats.interval(again))
+    assert np.array_equal(draws.longer.counts[:1000], draws.counts)
+    assert draws.longer.counts.shape == (10_000, 40) and (draws.longer.counts.sum(1) == 40).all()

@@ -10,6 +10,9 @@ spread     Best minus worst of some cells. The largest of noisy numbers is too l
            interval is therefore the basic one (2·estimate − quantiles), which takes that bias off instead of doubling
            it, cut off at 0 where a spread cannot be less.
 
+Intervals are of the R resamples that single scores have; p-values count in 10·R, the same ones first, as a p counted in
+1000 is too coarse for Holm over the differences of a large table.
+
 Letters: C cells, S seeds, R resamples.
 """
 
@@ -25,9 +28,9 @@ def contrast(
     metric: stats.Metric, cells: Sequence[stats.Observations], weights: Sequence[float], draws: stats.Draws
 ) -> stats.Difference:
     """Give the sum of the cells' scores times `weights`, turned so that positive is better; p as in `bootstrap_p`."""
-    values, resampled, n, users = _values(metric, cells, draws)
+    values, resampled, n, users = _values(metric, cells, draws.longer)
     weighing = np.asarray(weights, dtype=np.float64)
-    return _difference(metric, float(weighing @ values), weighing @ resampled, n, users)
+    return _difference(metric, float(weighing @ values), weighing @ resampled, n, users, draws)
 
 
 def mean(metric: stats.Metric, cells: Sequence[stats.Observations], draws: stats.Draws) -> stats.Estimate:
@@ -53,11 +56,11 @@ def seed_difference(
 ) -> stats.Difference:
     """Give the mean over seeds of first minus second, which are paired by place (one seed each) and by answer; positive
     means the first is better; p as in `bootstrap_p`."""
-    values, resampled, n, users = _values(metric, [*first, *second], draws)
+    values, resampled, n, users = _values(metric, [*first, *second], draws.longer)
     seeds = len(first)
     value = float(values[:seeds].mean() - values[seeds:].mean())
     again = (_seed_weights(seeds, resampled.shape[1]) * (resampled[:seeds] - resampled[seeds:])).sum(0)
-    return _difference(metric, value, again, n, users)
+    return _difference(metric, value, again, n, users, draws)
 
 
 def spread(
@@ -79,11 +82,12 @@ def spread_difference(
 ) -> stats.Difference:
     """Give how much less the first spreads than the second, whose cells stand at the same places; p as in
     `bootstrap_p`, of the resamples without their bias."""
-    values, resampled, n, users = _values(metric, [*first, *second], draws)
+    values, resampled, n, users = _values(metric, [*first, *second], draws.longer)
     places = len(first)
     value = float(_spread(values[places:, None], sets)[0] - _spread(values[:places, None], sets)[0])
     again = _spread(resampled[places:], sets) - _spread(resampled[:places], sets)
-    return stats.Difference(value, *_basic(value, again), n, users, p=bootstrap_p(2 * value - again))
+    ends = _basic(value, again[: len(draws.counts)])
+    return stats.Difference(value, *ends, n, users, p=bootstrap_p(2 * value - again))
 
 
 def bootstrap_p(resampled: stats.Floats) -> float:
@@ -109,12 +113,15 @@ def _values(
     return values, grid.resampled.astype(np.float64), len(rows), len(np.unique(cut[0].users))
 
 
-def _difference(metric: stats.Metric, value: float, resampled: stats.Floats, n: int, users: int) -> stats.Difference:
-    """Turn it, so that positive is better."""
+def _difference(
+    metric: stats.Metric, value: float, resampled: stats.Floats, n: int, users: int, draws: stats.Draws
+) -> stats.Difference:
+    """Turn it, so that positive is better; `resampled` begins with those of `draws`."""
     sign = 1.0 if metric.is_higher_better else -1.0
     if not n:
         return stats.Difference(np.nan, np.nan, np.nan, n=0, users=0, p=1.0)
-    return stats.Difference(sign * value, *stats.interval(sign * resampled), n, users, p=bootstrap_p(sign * resampled))
+    ends = stats.interval(sign * resampled[: len(draws.counts)])
+    return stats.Difference(sign * value, *ends, n, users, p=bootstrap_p(sign * resampled))
 
 
 def _seed_weights(seeds: int, resamples: int) -> stats.Floats:
