@@ -249,6 +249,9 @@ def test_a_file_of_scores_chooses_as_the_server_does_and_a_gap_is_named(sampled,
     assert (tmp_path / "file/predictions.parquet").read_bytes() == (
         tmp_path / "served/predictions.parquet"
     ).read_bytes()
+    for name, scorer in (("file", "--scores FILE"), ("served", "--prmu URL")):
+        (command,) = origin(load_runs([tmp_path / name])).commands
+        assert command.startswith(f"tagpr-eval best-of run --by prmu --n=4 {scorer} --output ")
     (tmp_path / "gap.jsonl").write_text("\n".join(scored[1:]))
     with pytest.raises(InputError, match=f"lacks the scores of 1 of {count} completions"):
         best_of(opened, tmp_path / "gap", ["prmu"], scores=tmp_path / "gap.jsonl")

@@ -121,6 +121,22 @@ def test_runs_of_other_code_other_prompts_or_a_part_are_named():
     assert len(found) == 5
 
 
+def test_runs_that_answered_different_questions_are_named():
+    """Other examples, other seeds; another task is no difference."""
+    first, second = evaluation("a"), evaluation("b")
+    fewer = second.predictions.filter(pl.col("example_id") != "e2")
+    less = Run("b", second.manifest, pl.concat([fewer, fewer.with_columns(example_id=pl.lit("e7"))]).unique(), None)
+    (warning,) = origins.origin([first, less]).warnings
+    assert warning == (
+        "The runs answered different questions (example and seed) of colour: 3 (a), 3 (b), 2 of them common to all. "
+        "Differences are on the common ones of two models, scores on all of each."
+    )
+    late = Run("b", second.manifest, second.predictions.with_columns(seed=pl.lit(1)), None)
+    assert "3 (a), 3 (b), 0 of them common" in origins.origin([first, late]).warnings[0]
+    other = Run("b", second.manifest, second.predictions.with_columns(task=pl.lit("note")), None)
+    assert origins.origin([first, other]).warnings == ()
+
+
 def test_rules_read_no_prompt_so_their_settings_do_not_matter():
     rules = evaluation("rules", settings={"models": ["knn"], "item_words": 5}, prompts="b", results={"models": {}})
     rules = Run(rules.name, rules.manifest, rules.predictions.filter(pl.col("model") == "knn"), None)

@@ -134,6 +134,7 @@ def _warnings(runs: Sequence[Run], named: Sequence[tuple[str, RunManifest]]) -> 
         if len(set(values.values())) > 1:
             yield f"The runs differ in {title}: {_grouped(values)}."
     yield from _other_prompts(asked)
+    yield from _other_questions(runs)
 
 
 def _other_prompts(runs: Sequence[Run]) -> Iterable[str]:
@@ -152,6 +153,23 @@ def _other_prompts(runs: Sequence[Run]) -> Iterable[str]:
                 yield f"{differ} of {both.height} prompts that {run.name} and {other.name} share by setting differ."
 
 
+def _other_questions(runs: Sequence[Run]) -> Iterable[str]:
+    """Tasks of which the runs, those of rules too, answered different questions."""
+    found: dict[tuple[str, str, str], dict[str, set[tuple[Any, ...]]]] = {}
+    for run in runs:
+        for (task,), part in run.predictions.select("task", "example_id", "seed").unique().group_by("task"):
+            asked = set(part.select("example_id", "seed").iter_rows())
+            found.setdefault((str(task), run.setting("split"), run.data_hash), {})[run.name] = asked
+    for (task, *_), by_run in sorted(found.items()):
+        common = set.intersection(*by_run.values())
+        if any(asked != common for asked in by_run.values()):
+            counts = ", ".join(f"{len(asked)} ({name})" for name, asked in by_run.items())
+            yield (
+                f"The runs answered different questions (example and seed) of {task}: {counts}, {len(common)} of them "
+                "common to all. Differences are on the common ones of two models, scores on all of each."
+            )
+
+
 def _prompts(run: Run, keys: Sequence[str]) -> "pl.DataFrame":
     import polars as pl
 
@@ -168,7 +186,9 @@ def _repeat(name: str, manifest: RunManifest, folder: Path | None = None) -> tup
         return shlex.join(["tagpr-train", manifest.kind, file]), (file, toml(manifest.config))
     if made := manifest.config.get("best_of"):
         by = [word for rule in made["rules"] for word in ("--by", rule)] + [f"--n={n}" for n in made["n"]]
-        scorer = ["--prmu", "URL"] if made["prmu"] else []
+        scorer = (
+            [] if not made["prmu"] else ["--scores", "FILE"] if "scores_sha256" in made["prmu"] else ["--prmu", "URL"]
+        )
         return shlex.join(["tagpr-eval", "best-of", made["run"], *by, *scorer, "--output", output]), None
     try:
         config = EvaluationConfig.model_validate(manifest.config)
