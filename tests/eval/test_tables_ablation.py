@@ -7,11 +7,13 @@ import json
 import pytest
 
 from tagpr_data.errors import InputError
+from tagpr_data.records import Prediction
+from tagpr_data.tables import frame_from_records, write_table
 from tagpr_eval import cells, stats, tables_ablation
 from tagpr_eval.typeset import markdown_rows
 
 from . import report_fixture as fixture
-from .test_report_stages import write_run
+from .test_report_stages import _prediction, write_run
 
 KNOWN = {"whole-seed0": 9, "whole-seed1": 11, "no-prmu-seed0": 6, "no-prmu-seed1": 8, "no-tags-seed1": 3}
 """The first so many users get the right label."""
@@ -63,6 +65,44 @@ def test_each_seed_its_mean_and_the_difference_to_the_whole_are_those_by_hand(ma
     assert (tags["seed_0"], tags["seed_1"], tags["seeds"]) == (None, 3 / 12, 1)
     assert tags["whole"].value == pytest.approx(-8 / 12)
     assert (whole["seeds"], whole["n"], whole["users"]) == (2, 48, 12)
+
+
+def test_a_row_of_fewer_seeds_or_of_one_is_named(made, dataset, tmp_path):
+    table, _ = made
+    assert "Not of every seed, and compared on the seeds that both have: no-tags (1)." in table.note
+    assert "Of one seed, so that interval and p are over users alone: no-tags (1)." in table.note
+    alone, _ = ablation(make(tmp_path / "run", dataset, ("whole-seed0", "no-prmu-seed0")))
+    assert "over users alone: whole (0); no-prmu (0)." in alone.note
+    assert "every seed" not in alone.note
+    both, _ = ablation(
+        make(tmp_path / "both", dataset, ("whole-seed0", "whole-seed1", "no-prmu-seed0", "no-prmu-seed1"))
+    )
+    assert both.note.endswith("differences.")
+
+
+def test_the_bound_of_a_choice_among_answers_stands_in_the_setting_of_the_table(dataset, tmp_path):
+    """The bound is right for 12 users at k = 1, and for 3 at k = 4, which would come last and take its place."""
+    bound = "whole-seed0@best4-oracle"
+    rows = []
+    for model, k, reached in (("whole-seed0", 1, 9), ("no-prmu-seed0", 1, 6), (bound, 1, 12), (bound, 4, 3)):
+
+        def answer(_, example, user, reached=reached):
+            return example.output if user < reached else next(o for o in fixture.LABELS if o != example.output)
+
+        rows += [
+            _prediction(dataset, example, model, "bm25", k, "trace", {"component": answer})
+            for example in dataset.examples("test")
+            if example.task == "component"
+        ]
+    folder = make(tmp_path / "run", dataset, ("whole-seed0", "no-prmu-seed0"))
+    keys = ["model", "task", "retriever", "k", "style", "seed", "example_id"]
+    write_table(folder / "predictions.parquet", frame_from_records(rows, Prediction), Prediction, keys)
+    manifest = json.loads((folder / "run.json").read_text())
+    manifest["config"]["models"].append(f"{bound}=oracle")
+    (folder / "run.json").write_text(json.dumps(manifest))
+    _, found = ablation(folder, k=1)
+    assert found[bound]["accuracy"].value == 1
+    assert found[bound]["whole"].value == pytest.approx(3 / 12)
 
 
 def test_lift_valid_traces_and_claims_are_means_over_seeds_too(made):

@@ -22,9 +22,9 @@ INTRO = (
     "Each variant takes one thing away from the whole recipe and is trained anew with every seed. Score: the mean over "
     "seeds of each seed's score; parsed answers. Intervals (95 %) resample users and, of S seeds, S − 1 with "
     "replacement, so that the spread between seeds counts in full; with two or three seeds they are still too narrow, "
-    "and the seeds' own scores say more. Δ: paired by seed and by answer, positive means better, also for errors; "
-    "bold: p < 0.05 by the same resamples, corrected by Holm over the differences of the table. How the paper pools "
-    "runs is not public; this is ours."
+    "and the seeds' own scores say more; of one seed they know nothing of training anew. Δ: paired by seed and by "
+    "answer, positive means better, also for errors; bold: p < 0.05 by such resamples, corrected by Holm over the "
+    "differences of the table. How the paper pools runs is not public; this is ours."
 )
 
 
@@ -117,7 +117,7 @@ def ablation_table(ablation: Ablation) -> Table:
         rows.append(Row(tuple(values.get(column.name) for column in columns), role, strong))
     note = (
         f"{group.source}; {_setting(ablation)}; training seeds {', '.join(map(str, seeds))}; n answers of each seed; "
-        f"{len(differences)} differences."
+        f"{len(differences)} differences.{_seeds_note(ablation.variants, len(seeds))}"
     )
     return without_empty_columns(
         Table(f"ablation-{group.task.name}-{group.data_hash}", group.task.name, columns, tuple(rows), note)
@@ -176,7 +176,9 @@ def _ablation(group: Group, whole: str, retriever: str | None, k: int | None) ->
             next(iter(variants.values())), place
         )
         for place, cell in enumerate(group.cells)
-        if _variant(cell) is None and cell.control is None and (cell.is_baseline or (cell.retriever, cell.k) == best)
+        if _variant(cell) is None
+        and cell.control is None
+        and (cell.reads_whole_profile or (cell.retriever, cell.k) == best)
     }
     return Ablation(group, variants, others)
 
@@ -195,6 +197,21 @@ def _variant(cell: Cell) -> tuple[str, int] | None:
 def _setting(ablation: Ablation) -> str:
     cell = ablation.group.cells[next(iter(next(iter(ablation.variants.values())).values()))]
     return f"{cell.retriever}, k = {cell.k}"
+
+
+def _seeds_note(variants: Mapping[Key, Mapping[int, int]], every: int) -> str:
+    """Which rows lack a seed, and which have but one."""
+    names = {key: key[0] for key in variants}
+    for key, name in names.items():  # a variant of two styles has two rows
+        if list(names.values()).count(name) > 1:
+            names[key] = ", ".join(key[:2])
+    told = {key: f"{names[key]} ({', '.join(map(str, seeds))})" for key, seeds in variants.items()}
+    fewer = [told[key] for key, seeds in variants.items() if len(seeds) < every]
+    alone = [told[key] for key, seeds in variants.items() if len(seeds) == 1]
+    note = f" Not of every seed, and compared on the seeds that both have: {'; '.join(fewer)}." if fewer else ""
+    if alone:
+        note += f" Of one seed, so that interval and p are over users alone: {'; '.join(alone)}."
+    return note
 
 
 def _mean(group: Group, places: Mapping[int, int], metric: str) -> tuple[stats.Estimate, dict[int, float]]:
