@@ -183,6 +183,35 @@ def test_there_is_no_ratio_to_a_base_that_scores_0_and_an_open_end_where_it_may(
     assert "+∞]" in markdown(rarely[-1]) and r"$\infty$" in latex(rarely[-1]) and ",inf," in csv_text(rarely[-1])
 
 
+def test_a_task_that_the_reference_did_not_run_says_so_and_the_average_counts_common_answers(dataset, tmp_path):
+    """Base answered the stars of half the examples, and no component: 24 of 48 answers are common."""
+    from tagpr_data.tables import read_records
+
+    full = write_run(tmp_path / "full", dataset, ("sft", "guided"))
+    half = write_run(tmp_path / "half", dataset, ("base",), ("stars",))
+    rows = [row for row in read_records(half / "predictions.parquet", Prediction) if int(row.user_id[4:]) < 6]
+    keys = ["model", "task", "retriever", "k", "style", "seed", "example_id"]
+    write_table(half / "predictions.parquet", frame_from_records(rows, Prediction), Prediction, keys)
+    groups = cells.make_groups(cells.load_runs([half, full]))
+    made = report_stages.stage_tables(report_stages.make_stages(groups, "base"))
+    notes = {table.name.split("-")[1]: table.note for table in made}
+    assert "Did not run this task: base." in notes["component"]
+    assert "Did not run" not in notes["stars"]
+    assert {row["model"]: row["n"] for row in lines(made, "stages-average")} == {"sft": 24, "guided": 24}
+
+
+def test_a_rule_that_knows_the_gold_is_called_a_bound(dataset, tmp_path):
+    folder = write_run(
+        tmp_path / "run", dataset, ("base", "sft", "oracle", "knn"), ("component",),
+        {"component": lambda model, example, user: example.output},
+        {"oracle": [("full", 0, "direct")], "knn": [("full", 0, "direct")]},
+    )  # fmt: skip
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace("oracle=hf:oracle", "oracle").replace("knn=hf:knn", "knn"))
+    note = report_stages.stage_tables(found(folder))[0].note
+    assert "Rules read the whole profile: knn. Upper bounds, which know the gold: oracle." in note
+
+
 def test_several_run_folders_stand_in_the_order_they_are_given(dataset, tmp_path):
     folders = [write_run(tmp_path / f"run-{model}", dataset, models=(model,)) for model in MODELS]
     (component, _) = found(*folders)

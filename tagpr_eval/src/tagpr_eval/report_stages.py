@@ -109,7 +109,8 @@ def make_stages(
 def intro(base: str = "the first model") -> str:
     """Give how to read the tables; `base` is what the others are compared to."""
     return (
-        "The models in the order given, in one setting; parsed answers, 95 % intervals over users. Strict: the raw "
+        "The models in the order given, in one setting; parsed answers, 95 % intervals over users, not over training "
+        "anew: a model is one training run. Strict: the raw "
         "completion, as it is. Δ: paired differences on the same examples, positive means better, also for errors; "
         "bold: p < 0.05, corrected by Holm over all differences of the table. Relative: (score − base) / base in per "
         f"cent, for errors (base − score) / base, mean of the task's two metrics; base is {base}. This formula is "
@@ -258,10 +259,12 @@ def _stage_table(stages: Stages, improved: dict[int, Improvement]) -> Table:
         for place, cell, valid_share, grounded_share in zip(stages.rows, cells, valid, grounded, strict=True)
     ]  # fmt: skip
     missing = f" Not in this setting: {', '.join(stages.left_out)}." if stages.left_out else ""
+    if stages.first not in {cell.model for cell in group.cells}:
+        missing += f" Did not run this task: {stages.first}."
     setting = _setting([stages.cell(place) for place in stages.places])
     of_rules = [stages.cell(place) for place in stages.rules]
-    whole = ", ".join(cell.model for cell in of_rules if cell.reads_whole_profile)
-    bounds = ", ".join(cell.model for cell in of_rules if not cell.reads_whole_profile)
+    whole = ", ".join(cell.model for cell in of_rules if cell.rule != "oracle")
+    bounds = ", ".join(cell.model for cell in of_rules if cell.rule == "oracle")
     rules = f" Rules read the whole profile: {whole}." if whole else ""
     rules += f" Upper bounds, which know the gold: {bounds}." if bounds else ""
     note = f"{group.source}; {setting}; paired on common examples, {len(differences)} differences.{rules}{missing}"
@@ -313,7 +316,7 @@ def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improve
         joined = [", ".join(dict.fromkeys(str(value) for value in column)) for column in zip(*values, strict=True)]
         known = [part for part in parts if not math.isnan(part[2].value)]
         without |= dict.fromkeys(stages.group.task.name for stages, _, one in parts if math.isnan(one.value))
-        n = sum(stages.cell(place).frame.height for stages, place, _ in known)
+        n = sum(_common(stages, place) for stages, place, _ in known)
         average = mean_improvement([improvement for *_, improvement in known]).as_per_cent(n, 0) if known else None
         names = ", ".join(stages.group.task.name for stages, *_ in known) or None
         role = "baseline" if parts[0][0].cell(parts[0][1]).is_baseline else ""
@@ -325,6 +328,13 @@ def _average_table(found: Sequence[Stages], improved: Sequence[dict[int, Improve
         f"over {base}; ∞: {base} scores 0 in resamples at that end.{left_out}"
     )
     return Table("stages-average", "Average over tasks", columns, tuple(rows), note)
+
+
+def _common(stages: Stages, place: int) -> int:
+    """How many answers a cell shares with what it is an improvement over."""
+    base = stages.base(place)
+    rows = stages.group.grid(stages.group.metrics[0], "parsed").cells
+    return 0 if base is None else len(np.intersect1d(rows[place].rows, rows[base].rows))
 
 
 def _bases(found: Sequence[Stages]) -> str:
