@@ -276,18 +276,34 @@ def test_an_unfinished_run_is_refused_with_what_to_do(folder, tmp_path):
     manifest = json.loads((folder / "run.json").read_text()) | {"status": "running"}
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "run.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="half is an unfinished run; its own command goes on with it"):
-        cells.load_runs([tmp_path / "half"])
+    for predictions in (None, (folder / "predictions.parquet").read_bytes()):  # of before, with which it goes on
+        if predictions is not None:
+            (tmp_path / "half" / "predictions.parquet").write_bytes(predictions)
+        with pytest.raises(InputError, match="half is an unfinished run; its own command goes on with it"):
+            cells.load_runs([tmp_path / "half"])
 
 
-def test_wrong_asks_are_told_with_what_there_is(folder, tmp_path):
+def test_wrong_asks_are_told_with_what_there_is(folder, dataset, tmp_path):
     runs = cells.load_runs([folder])
     with pytest.raises(
         InputError, match="reference model 'bse' is in no run; there are: base, sft, exploratory, majority"
     ):
         tables.build(runs, reference="bse")
-    with pytest.raises(InputError, match="no model ran with retriever bm25, k 2; there are: bm25 k = 1, bm25 k = 4"):
+    with pytest.raises(
+        InputError, match="no model ran with retriever bm25, k 2, controls aside; there are: bm25 k = 1"
+    ):
         tables.build(runs, retriever="bm25", k=2)
+    with pytest.raises(
+        InputError, match="no model ran with retriever wrong-user, controls aside; there are: bm25 k = 1"
+    ):
+        tables.build(runs, retriever="wrong-user")
+    with pytest.raises(InputError, match=r"ran with k 2, controls aside; there are: bm25 k = 1, .*, random k = 4$"):
+        tables.build(runs, k=2)
+    seeds = make_grid(tmp_path / "seeds", dataset, {"whole-seed0": RIGHT["base"], "half-seed0": RIGHT["sft"]})
+    with pytest.raises(InputError, match="there are: majority; variants of ablations: half, whole"):
+        tables.build(cells.load_runs([seeds]), reference="base")
+    with pytest.raises(InputError, match=r"sft is a run of kind 'sft'; .* take training runs with --training"):
+        cells.load_runs([training_runs.make_chain(tmp_path / "training")[0]])
     alone = CliRunner().invoke(cli.app, ["tables", "--output", str(tmp_path / "x")])
     assert isinstance(alone.exception, InputError)
     assert not (tmp_path / "x").exists()

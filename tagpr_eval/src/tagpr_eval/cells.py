@@ -203,8 +203,12 @@ def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]
     for folder in folders:
         manifest = read_json(folder / "run.json", RunManifest)
         if manifest.kind != "evaluation":
-            raise InputError(f"{folder} is a run of kind {manifest.kind!r}; a report needs one of kind 'evaluation'")
-        if manifest.status != "complete" and not (folder / "predictions.parquet").exists():
+            raise InputError(
+                f"{folder} is a run of kind {manifest.kind!r}; one of kind 'evaluation' is wanted here, and `report` "
+                "and `tables` take training runs with --training"
+            )
+        is_written = manifest.status == "complete" or (folder / "predictions.parquet").exists()
+        if manifest.status == "running" or not is_written:
             raise InputError(f"{folder} is an unfinished run; its own command goes on with it (shards: `merge` them)")
         predictions = read_table(folder / "predictions.parquet", Prediction)
         name = folder.resolve().name

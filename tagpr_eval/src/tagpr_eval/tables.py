@@ -109,7 +109,8 @@ def build(
     if is_variant or reference not in {cell.model for one in ablations for cell in one.group.cells}:
         apart = {id(one.group): tables_ablation.without_variants(one) for one in ablations}
         groups = [apart.get(id(group), group) for group in groups]
-    choice = Choice(_reference(groups, None if is_variant else reference), retriever, k)
+    variants = sorted({variant for one in ablations for variant in tables_ablation.variants_of(one.group)})
+    choice = Choice(_reference(groups, None if is_variant else reference, variants), retriever, k)
     material = _Material(runs, groups, ablations, training, choice)
     made = (chapter(material) for chapter in _CHAPTERS)
     chapters = [chapter for chapter in made if chapter.entries]
@@ -170,19 +171,21 @@ def _note(found: Origin) -> list[str]:
 def _check(groups: Sequence[Group], retriever: str | None, k: int | None) -> None:
     if retriever is None and k is None:
         return
-    ran = {(cell.retriever, cell.k) for group in groups for cell in group.cells if not cell.is_baseline}
+    cells = [cell for group in groups for cell in group.cells]
+    ran = {(cell.retriever, cell.k) for cell in cells if not cell.is_baseline and cell.control is None}
     if not any(retriever in (None, one) and k in (None, items) for one, items in ran):
         asked = ", ".join(
             f"{name} {value}" for name, value in (("retriever", retriever), ("k", k)) if value is not None
         )
         known = ", ".join(f"{one} k = {items}" for one, items in sorted(ran))
-        raise InputError(f"no model ran with {asked}; there are: {known}")
+        raise InputError(f"no model ran with {asked}, controls aside; there are: {known or 'none'}")
 
 
-def _reference(groups: Sequence[Group], wanted: str | None) -> str:
+def _reference(groups: Sequence[Group], wanted: str | None, variants: Sequence[str]) -> str:
     models = list(dict.fromkeys(cell.model for group in groups for cell in group.cells))
     if wanted is not None and wanted not in models:
-        raise InputError(f"reference model {wanted!r} is in no run; there are: {', '.join(models) or 'none'}")
+        beside = f"; variants of ablations: {', '.join(variants)}" if variants else ""
+        raise InputError(f"reference model {wanted!r} is in no run; there are: {', '.join(models) or 'none'}{beside}")
     first = next((cell.model for group in groups for cell in group.cells if not cell.is_baseline), "")
     return wanted or ("base" if "base" in models else first)
 
