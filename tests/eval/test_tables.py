@@ -142,6 +142,47 @@ def test_spread_is_best_minus_worst_over_retrievers_and_over_k(chapters):
     assert [row["mean_difference"].value for row in (sft, exploratory)] == pytest.approx([9 / 48, 20 / 48])
 
 
+def test_curves_over_k_and_over_retrievers_may_lie_in_two_runs(dataset, folder, tmp_path):
+    """bm25 at k = 1 and 4 in one run, random at k = 4 in the other: base spreads 12 - 6 users over both, SFT 0 over k
+    and 3 over retrievers. Lift is against the wrong user of the other run."""
+    names = {"lengths": [("bm25", 1), ("bm25", 4), ("none", 0)], "retrievers": [("random", 4)]}
+    folders = []
+    for name, kept in names.items():
+        right = {model: {one: RIGHT[model][one] for one in kept} for model in ("base", "sft")}
+        folders.append(make_grid(tmp_path / name, dataset, right))
+        manifest = json.loads((folders[-1] / "run.json").read_text())
+        manifest["results"] = {"models": {"base": "b" * 64, "sft": "s" * 64}}
+        (folders[-1] / "run.json").write_text(json.dumps(manifest))
+    made = {chapter.name: chapter for chapter in tables.build(cells.load_runs(folders))}
+    base, sft = rows_of(made["robustness"], "robustness-")
+    assert [row["model"] for row in (base, sft)] == ["base", "sft"]
+    assert (base["over_retrievers"].value, base["over_k"].value) == pytest.approx((6 / 12, 6 / 12))
+    assert (sft["over_retrievers"].value, sft["over_k"].value) == pytest.approx((3 / 12, 0))
+    assert sft["less_over_k"].value == pytest.approx(6 / 12)
+    (table,) = [one.shown for one in made["robustness"].entries if one.shown.name.startswith("robustness-")][-1:]
+    assert "3 settings: bm25 with k = 1, 4 and random with k = 4;" in table.note
+    assert [row["model"] for row in rows_of(made["main"], "stages-component")] == ["base", "sft", "majority"]
+    text = tables.markdown(made["robustness"])
+    assert "Runs: lengths, retrievers." in text
+
+    manifest["results"]["models"]["sft"] = "t" * 64  # other weights, so another model
+    (folders[-1] / "run.json").write_text(json.dumps(manifest))
+    models = {
+        cell.model for group in cells.make_groups(cells.load_runs(folders), is_joined=True) for cell in group.cells
+    }
+    assert models == {"base", "sft (lengths)", "sft (retrievers)", "majority"}
+    assert "base (lengths)" in {
+        cell.model for group in cells.make_groups(cells.load_runs(folders)) for cell in group.cells
+    }
+    other = make_grid(tmp_path / "other", dataset, {"base": {("bm25", 4): 5}}, rules=())
+    manifest["config"] = json.loads((other / "run.json").read_text())["config"]
+    (other / "run.json").write_text(json.dumps(manifest))  # the same weights, and other answers in a cell of both
+    models = {
+        cell.model for group in cells.make_groups(cells.load_runs([*folders, other]), True) for cell in group.cells
+    }
+    assert {"base (lengths)", "base (retrievers)", "base (other)"} < models
+
+
 def test_what_becomes_of_tags_and_lift_is_told_from_stage_to_stage(chapters):
     """Base wrote no trace. The exploratory stage breaks the traces of 3 of 12 users; its lift rises from 9 to 10."""
     sft, exploratory = rows_of(chapters["reasoning"], "reasoning-")

@@ -42,6 +42,10 @@ def make(folder, dataset, models=tuple(KNOWN), rules=(), cells_of=None):
     return folder
 
 
+def found_cells(folders):
+    return cells.make_groups(cells.load_runs(folders))[0].cells
+
+
 def ablation(*folders, **choice):
     (found,) = tables_ablation.make_ablations(cells.make_groups(cells.load_runs(folders)), **choice)
     table = tables_ablation.ablation_table(found)
@@ -159,7 +163,14 @@ def test_seeds_may_lie_in_run_folders_named_by_seed(dataset, tmp_path, made):
             return label(f"{model}-seed{seed}", example, user)
 
         folders.append(write_run(folder, dataset, ("whole", "no-prmu"), ("component",), {"component": answer}))
+        manifest = json.loads(
+            (folder / "run.json").read_text()
+        )  # `whole` of the same weights, as a base model would be
+        manifest["results"] = {"models": {"whole": "a" * 64, "no-prmu": f"{seed}" * 64}}
+        (folder / "run.json").write_text(json.dumps(manifest))
     _, rows = ablation(*folders)
+    joined = cells.make_groups(cells.load_runs(folders), is_joined=True)
+    assert [cell.model for cell in joined[0].cells] == [cell.model for cell in found_cells(folders)]
     assert list(rows) == ["whole", "no-prmu"]
     for variant in rows:
         for name in ("accuracy", "whole", "wrong_user"):

@@ -5,9 +5,10 @@ same resamples of users. Price: scoring, about 0.2 ms a prediction; a metric is 
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,12 @@ class Run:
         return target if target in BASELINES else None
 
     @property
+    def training_seed(self) -> int | None:
+        """The N of a folder name that ends in `seedN`."""
+        found = re.search(r"seed-?(\d+)$", self.name)
+        return int(found[1]) if found else None
+
+    @property
     def data_hash(self) -> str:
         """Content hash of the data it read, shortened."""
         hashes = [value[:HASH_CHARACTERS] for value in self.manifest.data.values()]
@@ -99,9 +106,14 @@ class Cell:
     """What its data set knows of its prompts."""
 
     @property
+    def name(self) -> str:
+        """The model as its run calls it."""
+        return self.model.removesuffix(f" ({self.run.name})")
+
+    @property
     def rule(self) -> str | None:
         """The baseline that answered, whatever it is called here; None for a model."""
-        return self.run.rule(self.model.removesuffix(f" ({self.run.name})"))
+        return self.run.rule(self.name)
 
     @property
     def is_baseline(self) -> bool:
@@ -218,8 +230,11 @@ def load_runs(folders: Sequence[Path], dataset: Path | None = None) -> list[Run]
     return runs
 
 
-def make_groups(runs: Sequence[Run]) -> list[Group]:
-    """Score all runs and sort their cells by task and data. Raises InputError when there is no prediction."""
+def make_groups(runs: Sequence[Run], is_joined: bool = False) -> list[Group]:
+    """Score all runs and sort their cells by task and data. A model of several runs is one for each, as `base (RUN)`;
+    `is_joined` makes it one where the runs record the same weights and no cell of theirs has other answers.
+
+    Raises InputError when there is no prediction."""
     found: dict[tuple[str, str, str], tuple[Task, list[Cell]]] = {}
     homes = Counter(
         (model, task, run.setting("split"), run.data_hash)
@@ -241,15 +256,40 @@ def make_groups(runs: Sequence[Run]) -> list[Group]:
             found.setdefault(key, (tasks[str(task)], []))[1].append(cell)
     if not found:
         raise InputError("the runs hold no prediction; there is nothing to report")
+    if is_joined:
+        found = {key: (task, _joined(cells)) for key, (task, cells) in found.items()}
     return [Group(task, split, data, _in_order(cells)) for (_, split, data), (task, cells) in found.items()]
 
 
+def _joined(cells: Sequence[Cell]) -> list[Cell]:
+    """Make one of a model that is the same in several runs; of cells with equal answers one stays. Runs whose names end
+    in a training seed are left apart."""
+    by_name: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_name.setdefault(cell.name, []).append(cell)
+    kept: list[Cell] = []
+    for name, own in by_name.items():
+        weights = {cell.run.revision(name) for cell in own}
+        by_setting: dict[str, list[Cell]] = {}
+        for cell in own:
+            by_setting.setdefault(f"{cell.retriever} {cell.k} {cell.style} {cell.protocol}", []).append(cell)
+        answers = [[cell.frame.select(*_ANSWER).sort(_ANSWER) for cell in alike] for alike in by_setting.values()]
+        is_one = len(weights) == 1 and weights != {"–"} and all(cell.run.training_seed is None for cell in own)
+        is_one &= all(other.equals(first) for first, *others in answers for other in others)
+        kept += [replace(alike[0], model=name) for alike in by_setting.values()] if is_one else own
+    return kept
+
+
+_ANSWER = ("example_id", "seed", "prompt_hash", "text")
+"""What two runs must have alike in a cell for it to be one."""
+
+
 def control_place(cells: Sequence[Cell], place: int, kind: str) -> int | None:
-    """Place of the control of a cell: the same run, model, style and protocol; for wrong-user also the same k."""
+    """Place of the control of a cell: the same model, style and protocol; for wrong-user also the same k."""
     cell = cells[place]
-    wanted = (cell.run.name, cell.model, cell.style, cell.protocol)
+    wanted = (cell.model, cell.style, cell.protocol)
     for index, other in enumerate(cells):
-        is_same = (other.run.name, other.model, other.style, other.protocol) == wanted
+        is_same = (other.model, other.style, other.protocol) == wanted
         if is_same and other.control == kind and (kind == "none" or other.k == cell.k):
             return index
     return None
@@ -302,15 +342,18 @@ def _in_order(cells: Sequence[Cell]) -> list[Cell]:
     given = {cell.run.name: list(cell.run.given()) for cell in cells}
 
     def place(cell: Cell) -> tuple[int, int]:
-        names, own = given[cell.run.name], cell.model.removesuffix(f" ({cell.run.name})")
-        return runs.index(cell.run.name), names.index(own) if own in names else len(names)
+        names = given[cell.run.name]
+        return runs.index(cell.run.name), names.index(cell.name) if cell.name in names else len(names)
 
+    first: dict[str, tuple[int, int]] = {}
+    for cell in cells:  # a model of several runs stands where the first of them has it
+        first[cell.model] = min(place(cell), first.get(cell.model, place(cell)))
     rank = {"none": 0, "wrong-user": 2}
     return sorted(
         cells,
         key=lambda cell: (
             cell.is_baseline,
-            *place(cell),
+            *first[cell.model],
             cell.model,
             cell.style,
             cell.protocol,

@@ -98,10 +98,11 @@ def build(
 ) -> list[Chapter]:
     """Compute the chapters that these runs have something for. `reference` is the model that others are compared to, or
     the variant of an ablation; None takes `base` where there is one, else the first that is no rule, and `whole`. A
-    model that is one seed of an ablation stands in that chapter only, unless it is the reference.
+    model that is one seed of an ablation stands in that chapter only, unless `reference` names a model of its task. The
+    same weights under one name are one model, whatever runs it stands in (`make_groups`).
 
     Raises InputError when there is nothing to show, or nothing ran in what is asked for."""
-    groups = make_groups(runs) if runs else []
+    groups = make_groups(runs, is_joined=True) if runs else []
     _check(groups, retriever, k)
     is_variant = any(reference in tables_ablation.variants_of(group) for group in groups)
     whole = reference if reference is not None and is_variant else tables_ablation.WHOLE

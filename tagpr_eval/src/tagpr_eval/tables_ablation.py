@@ -187,11 +187,10 @@ def _variant(cell: Cell) -> tuple[str, int] | None:
     """Variant and training seed of a model; None for rules and models of another kind."""
     if cell.is_baseline:
         return None
-    name = cell.model.removesuffix(f" ({cell.run.name})")
-    if found := re.fullmatch(r"(.+)-seed(\d+)", name):
+    if found := re.fullmatch(r"(.+)-seed(\d+)", cell.name):
         return found[1], int(found[2])
-    found = re.search(r"seed-?(\d+)$", cell.run.name)
-    return (name, int(found[1])) if found else None
+    seed = cell.run.training_seed
+    return None if seed is None else (cell.name, seed)
 
 
 def _setting(ablation: Ablation) -> str:

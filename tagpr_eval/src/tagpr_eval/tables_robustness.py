@@ -132,11 +132,7 @@ def robustness_table(group: Group, reference: str) -> Table | None:
         bold = {name for name in _COMPARED if corrected.get((place, name), 1.0) < 0.05}
         strong = frozenset(at for at, column in enumerate(columns) if column.name in bold)
         rows.append(Row(tuple(values.get(column.name) for column in columns), "", strong))
-    retrievers, ks = (list(dict.fromkeys(one[part] for one in settings)) for part in (0, 1))
-    note = (
-        f"{group.source}; {len(settings)} settings: {', '.join(map(str, retrievers))} with k = "
-        f"{', '.join(map(str, sorted(ks, key=int)))}; {len(differences)} differences."
-    )
+    note = f"{group.source}; {len(settings)} settings: {_told(settings)}; {len(differences)} differences."
     name, title = f"robustness-{group.task.name}-{group.data_hash}", f"{group.task.name}: spread"
     return without_empty_columns(Table(name, title, columns, tuple(rows), note))
 
@@ -210,6 +206,17 @@ def _sets(settings: Sequence[tuple[str, int]]) -> tuple[list[list[int]], list[li
             by_value.setdefault(setting[part], []).append(place)
         found.append([places for places in by_value.values() if len(places) > 1])
     return found[0], found[1]
+
+
+def _told(settings: Sequence[tuple[str, int]]) -> str:
+    """`bm25, dense with k = 4; bm25 with k = 8`: retrievers that ran the same ks together."""
+    by_retriever: dict[str, list[int]] = {}
+    for retriever, k in settings:
+        by_retriever.setdefault(retriever, []).append(k)
+    by_ks: dict[str, list[str]] = {}
+    for retriever, ks in by_retriever.items():
+        by_ks.setdefault(", ".join(map(str, sorted(ks))), []).append(retriever)
+    return " and ".join(f"{', '.join(retrievers)} with k = {ks}" for ks, retrievers in by_ks.items())
 
 
 def _reference(ways: Sequence[_Way], way: _Way, reference: str) -> int | None:
