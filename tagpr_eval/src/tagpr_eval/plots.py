@@ -229,8 +229,9 @@ def svg(plot: Plot) -> str:
 
 
 def svg_file(plot: Plot) -> bytes:
-    """Give the plot as a file of its own, in dark ink."""
-    return _svg(plot).replace(_INK.encode(), b"#1f1e1c").replace(_RULE.encode(), b"#d9d6cf")
+    """Give the plot as a file of its own, in dark ink on white, as it may stand on a dark page."""
+    text = _svg(plot).replace(_INK.encode(), b"#1f1e1c").replace(_RULE.encode(), b"#d9d6cf")
+    return re.sub(rb"(<svg [^>]*>)", rb'\1\n <rect width="100%" height="100%" fill="#ffffff"/>', text, count=1)
 
 
 def png_file(plot: Plot) -> bytes:
