@@ -153,11 +153,15 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 	@$(BIN)/tagpr-eval best-of $(RESULTS)/personas/four --output $(RESULTS)/personas/best-of \
 		--by majority --by prmu --by oracle --scores $(RESULTS)/personas/scores.jsonl
 	@echo "[7/7] tables"
-	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --training $(RESULTS)/xorg/prmu \
-		--training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory --k 4 --output $(RESULTS)/tables/xorg
-	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation $(RESULTS)/personas/best-of --reference sft-only-seed0 \
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation --reference base --training $(RESULTS)/xorg/sft \
+		--training $(RESULTS)/xorg/prmu --training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory \
+		--output $(RESULTS)/tables/xorg
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --reference base --k 4 \
+		--output $(RESULTS)/tables/curves
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation --reference sft-only --training $(RESULTS)/personas/sft \
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/four $(RESULTS)/personas/best-of --output $(RESULTS)/tables/best-of
 
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
 CORPUS = $(RESULTS)/personas/corpus
@@ -191,7 +195,8 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 		--set inputs.home=$(RESULTS)/personas --set sft.threads=1 --jobs 2 --no-evaluate
 	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/weights
 	@echo "[6/6] tables"
-	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all $(RESULTS)/xorg/likelihood --output $(RESULTS)/tables/xorg-all
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference base --output $(RESULTS)/tables/xorg-all
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/likelihood --reference base --output $(RESULTS)/tables/likelihood
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/all --output $(RESULTS)/tables/personas-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/weights --output $(RESULTS)/tables/weights
 
