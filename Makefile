@@ -165,17 +165,17 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
 CORPUS = $(RESULTS)/personas/corpus
-EVERY ?= 200
 results-long: results  ## The rest of the tables: all test questions, every ablation, tag sets, weights, faithfulness.
-	@echo "[1/6] real users: SFT without tags, then every test question"
+	@echo "[1/6] real users: SFT without tags and with other budgets, then every test question"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
-		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --no-evaluate
-	@$(BIN)/tagpr-eval ablate $(RESULTS)/xorg/evaluation.toml --output $(RESULTS)/xorg/all --set examples=$(EVERY) --set k=[4]
+		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --jobs 2 --no-evaluate
+	@sed 's,runs/xorg,$(RESULTS)/xorg,' tagpr_eval/configs/xorg_stages.toml > $(RESULTS)/xorg/stages.toml
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/xorg/stages.toml --output $(RESULTS)/xorg/all
 	@echo "[2/6] real users: answers written against likeliest labels; faithfulness by intervention"
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/xorg/dataset --output $(RESULTS)/xorg/likelihood --task xorg-component \
 		--model base=hf:$(RESULTS)/xorg/base-model --model answer-only=hf:$(RESULTS)/xorg/answer-only/seed0/sft/model \
 		--style direct --item-words 22 --input-words 50 --max-new-tokens 24 --protocol generation --protocol log-likelihood
-	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model sft-only-seed0 --examples 24 \
+	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model sft --examples 24 \
 		--cell xorg-component.bm25.k4.trace.seed0
 	@echo "[3/6] synthetic users: the same corpus under other tags"
 	@test -e $(CORPUS)-5 || $(BIN)/tagpr-data relabel $(CORPUS) --tagset tagpr-5 --map identify_patterns=examine_examples \
