@@ -124,12 +124,7 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
 		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --set evaluation.examples=$(EXAMPLES) \
 		--only whole --only sft-only --only guided-only --only answer-only
-	@echo "[3/7] curves over profile length, then over retrievers"
-	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/lengths $(CURVES) \
-		--set 'retrievers=["bm25"]'
-	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/retrievers $(CURVES) \
-		--set 'retrievers=["dense","recency","random","wrong-user"]' --set k=[4]
-	@echo "[4/7] synthetic users: data set, corpus, pairs, models from scratch"
+	@echo "[3/7] synthetic users: data set, corpus, pairs, models from scratch"
 	@$(BIN)/tagpr-data construct personas --output $(RESULTS)/personas/dataset --users 1500 --events 12
 	@$(BIN)/tagpr-data build tagpr_data/configs/personas-mixed.toml \
 		--set dataset=$(RESULTS)/personas/dataset --set output=$(RESULTS)/personas/corpus
@@ -139,9 +134,14 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 		--output $(RESULTS)/personas/tiny
 	@test -e $(RESULTS)/personas/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/personas/corpus \
 		--layers 2 --width 64 --output $(RESULTS)/personas/prmu-base
-	@echo "[5/7] the whole chain and its ablations, seeds $(SEEDS), two runs side by side"
+	@echo "[4/7] the whole chain and its ablations, seeds $(SEEDS), two runs side by side"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 $(VARIANTS)
+	@echo "[5/7] curves over profile length and retriever"
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/curves --task personas-choice \
+		--model sft=hf:$(RESULTS)/personas/sft/model --model final=hf:$(RESULTS)/personas/exploratory/model --model knn \
+		--style trace --max-new-tokens 120 --max-samples 200 --k 0 --k 1 --k 2 --k 4 --k 8 --k 16 \
+		--retriever bm25 --retriever dense --retriever recency --retriever random --retriever wrong-user
 	@echo "[6/7] the best of four answers"
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/four --task personas-choice \
 		--model final=hf:$(RESULTS)/personas/exploratory/model --style trace --max-new-tokens 120 --k 8 \
@@ -156,8 +156,7 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation --reference base --training $(RESULTS)/xorg/sft \
 		--training $(RESULTS)/xorg/prmu --training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory \
 		--output $(RESULTS)/tables/xorg
-	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --reference base --k 4 \
-		--output $(RESULTS)/tables/curves
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/curves --reference sft --output $(RESULTS)/tables/curves
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation --reference sft-only --training $(RESULTS)/personas/sft \
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
@@ -166,18 +165,23 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
 CORPUS = $(RESULTS)/personas/corpus
 results-long: results  ## The rest of the tables: all test questions, every ablation, tag sets, weights, faithfulness.
-	@echo "[1/6] real users: SFT without tags and with other budgets, then every test question"
+	@echo "[1/7] real users: SFT without tags and with other budgets, then every test question"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
 		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --jobs 2 --no-evaluate
 	@sed 's,runs/xorg,$(RESULTS)/xorg,' tagpr_eval/configs/xorg_stages.toml > $(RESULTS)/xorg/stages.toml
 	@$(BIN)/tagpr-eval ablate $(RESULTS)/xorg/stages.toml --output $(RESULTS)/xorg/all
-	@echo "[2/6] real users: answers written against likeliest labels; faithfulness by intervention"
+	@echo "[2/7] real users: answers written against likeliest labels; faithfulness by intervention"
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/xorg/dataset --output $(RESULTS)/xorg/likelihood --task xorg-component \
 		--model base=hf:$(RESULTS)/xorg/base-model --model answer-only=hf:$(RESULTS)/xorg/answer-only/seed0/sft/model \
 		--style direct --item-words 22 --input-words 50 --max-new-tokens 24 --protocol generation --protocol log-likelihood
 	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model sft --examples 24 \
 		--cell xorg-component.bm25.k4.trace.seed0
-	@echo "[3/6] synthetic users: the same corpus under other tags"
+	@echo "[3/7] real users: curves over profile length, then over retrievers"
+	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/lengths $(CURVES) \
+		--set 'retrievers=["bm25"]'
+	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/retrievers $(CURVES) \
+		--set 'retrievers=["dense","recency","random","wrong-user"]' --set k=[4]
+	@echo "[4/7] synthetic users: the same corpus under other tags"
 	@test -e $(CORPUS)-5 || $(BIN)/tagpr-data relabel $(CORPUS) --tagset tagpr-5 --map identify_patterns=examine_examples \
 		--map compare_options=apply_preference --map resolve_conflict=apply_preference \
 		--map draft_answer=verify_answer --output $(CORPUS)-5
@@ -186,17 +190,19 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 		--map identify_patterns=takshi --map infer_preference=bindu --map analyze_query=ostrel \
 		--map compare_options=queval --map apply_preference=mirotan --map resolve_conflict=fespik \
 		--map draft_answer=ludrano --map verify_answer=gravemi --output $(CORPUS)-random
-	@echo "[4/6] every ablation, seeds $(SEEDS)"
+	@echo "[5/7] every ablation, seeds $(SEEDS)"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 --no-evaluate
 	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/all
-	@echo "[5/6] weights of the reward, seed 0"
+	@echo "[6/7] weights of the reward, seed 0"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-weights-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set sft.threads=1 --jobs 2 --no-evaluate
 	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/weights
-	@echo "[6/6] tables"
+	@echo "[7/7] tables"
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference base --output $(RESULTS)/tables/xorg-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/likelihood --reference base --output $(RESULTS)/tables/likelihood
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --reference base --k 4 \
+		--output $(RESULTS)/tables/xorg-curves
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/all --output $(RESULTS)/tables/personas-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/weights --output $(RESULTS)/tables/weights
 
