@@ -7,6 +7,7 @@ import pytest
 from tagpr_data.lamp import metrics
 from tagpr_data.records import ProfileItem, Task
 from tagpr_data.tags import load_tagset
+from tagpr_train.config import Rl
 from tagpr_train.rewards import (
     Reward,
     RewardWeights,
@@ -227,6 +228,23 @@ def test_thin_steps_and_altered_copies_by_hand() -> None:
     assert score(trace.format("seen", "likes red")).penalties["thin"] == pytest.approx(1 / 4)
     copied = score(trace.format("red lamp in the room by the old oak", "so"))
     assert copied.penalties["copying"] == pytest.approx(7 / 11)
+
+
+def test_the_gate_of_traces_shuts_on_a_broken_rule_that_the_other_lets_through() -> None:
+    broken = HONEST.replace("</apply_preference>", "</compare_options>")
+    strict = WEIGHTS.model_copy(update={"format_gate": "trace"})
+    assert score(broken).gate_open and score(broken).total == pytest.approx(1.0)
+    for completion, total in ((broken, 0.0), (HONEST, 1.3)):
+        reward = composite(TASK, completion, "warm", ITEMS, PROMPT, TAGSET, strict)
+        assert reward.gate_open == (total > 0) and reward.total == pytest.approx(total)
+
+
+def test_the_gate_of_traces_is_refused_where_the_prompt_asks_for_no_tags() -> None:
+    with pytest.raises(ValueError, match=r"format_gate = .trace. asks for tags"):
+        Rl.model_validate(
+            {"dataset": "d", "output": "o", "model": "m", "stage": "exploratory", "steps": 1}
+            | {"rewards": {"format_gate": "trace"}, "prompt": {"style": "chain"}}
+        )
 
 
 @pytest.mark.parametrize("name", ["no think block", "an unclosed think block", "two think blocks"])

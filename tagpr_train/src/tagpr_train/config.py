@@ -346,6 +346,11 @@ class Rl(Config):
             raise ValueError(f"eval_split is {self.eval_split!r}, as split is: what is learned on is not held out")
         if not any((self.weights.answer, self.weights.tags, self.weights.personal)):
             raise ValueError("all weights under [rewards] that count in this stage are 0: there is nothing to learn")
+        if self.rewards.format_gate == "trace" and self.prompt.style not in ("trace", "trace-explained"):
+            raise ValueError(
+                f'rewards.format_gate = "trace" asks for tags, prompt.style = {self.prompt.style!r} for none; '
+                'take "block"'
+            )
         return self
 
 

@@ -1,7 +1,8 @@
 """The composite reward, R = α·answer + β·tags + γ·personal, as pure functions of one completion.
 
 Every component lies in [0, 1]; R in [0, α+β+γ]. A completion whose think block is not closed, or that has no answer
-after it, gets R = 0 whatever its components (the format gate). *answer* is the benchmark's own metric for one sample,
+after it, gets R = 0 whatever its components (the format gate; `format_gate = "trace"` asks for every rule of the tag
+grammar). *answer* is the benchmark's own metric for one sample,
 so what RL maximises is what evaluation reports. The paper names the three terms (its eq. 5) but not their form or
 weights, as far as is public: form, penalties and default weights are ours.
 
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import Literal
 
 from pydantic import Field
 
@@ -40,9 +42,15 @@ _PLAIN_RATING = re.compile(r"[+-]?\d{1,6}(\.\d{1,6})?", re.ASCII)
 _LOOK_ALIKES = str.maketrans("авеікмнорстухԁһјѕοαενρυχ", "abeikmhopctyxdhjsoaevpyx")
 
 
-class RewardWeights(Config):
-    """Weights of the three components and of the penalties inside `tags`. One stage, one set."""
+FormatGate = Literal["block", "trace"]
 
+
+class RewardWeights(Config):
+    """Weights of the three components and of the penalties inside `tags`, and the gate before them; for one stage."""
+
+    format_gate: FormatGate = "block"
+    """What a completion must have to earn anything: a closed think block with an answer after it (`block`), or a trace
+    that breaks no rule of the tag grammar (`trace`), without which nothing keeps the tags once their weight is 0."""
     answer: float = Field(default=1.0, ge=0)
     """α, the task metric."""
     tags: float = Field(default=0.3, ge=0)
@@ -83,7 +91,7 @@ class Reward:
     personal: float | None
     """PRMU component in [0, 1]; None where no score was given (weight 0)."""
     gate_open: bool
-    """Whether the think block is closed and an answer follows."""
+    """Whether the completion has the form that `format_gate` asks for."""
     penalties: dict[str, float]
     """Each penalty of the tag component before its weight, in [0, 1]; empty when a hard rule is broken."""
 
@@ -104,7 +112,7 @@ def composite(
     from tagpr_data.lamp import metrics  # numpy; the settings above are read by commands that must start fast
 
     parsed = tags.parse(completion, tagset, k=len(items))
-    gate_open = is_gate_open(completion, parsed)
+    gate_open = is_gate_open(completion, parsed, weights.format_gate)
     answer = metrics.reward(task, parsed.answer, gold) if gate_open else 0.0
     penalties = {} if parsed.violations else tag_penalties(parsed, items, prompt, weights, query_date)
     if penalties:
@@ -115,8 +123,11 @@ def composite(
     return Reward(total if gate_open else 0.0, answer, tag, personal, gate_open, penalties)
 
 
-def is_gate_open(completion: str, parsed: tags.Parsed) -> bool:
-    """Whether there is exactly one think block, closed, and an answer free of markup after it."""
+def is_gate_open(completion: str, parsed: tags.Parsed, gate: FormatGate = "block") -> bool:
+    """Whether there is exactly one think block, closed, and an answer free of markup after it; for the gate `trace`,
+    whether no rule of the grammar is broken at all."""
+    if gate == "trace":
+        return not parsed.violations
     shut = {"no-think", "unclosed-think", "several-think", "empty-answer", "tag-in-answer", "text-before-think"}
     return completion.count("<think>") == 1 and not any(violation.code in shut for violation in parsed.violations)
 
