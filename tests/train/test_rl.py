@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tagpr_data.answers import parsed
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError
-from tagpr_data.records import Rollout
+from tagpr_data.records import Rollout, Split
 from tagpr_data.sources import personas
 from tagpr_data.tables import read_records
 from tagpr_train import rl, rl_generate, rl_judge
@@ -171,6 +171,29 @@ def test_prompts_and_golds_are_those_of_an_evaluation(settings: Callable[..., Rl
     for row in rows:
         assert row.messages == theirs[row.example.id].messages
         assert [item.item_id for item in row.items] == list(theirs[row.example.id].item_ids)
+
+
+def test_retriever_and_k_vary_while_learning_and_stay_on_held_out_questions(
+    settings: Callable[..., Rl], people: Path
+) -> None:
+    from tagpr_data.tags import load_tagset
+    from tagpr_train import rl_prompts
+
+    def asked(split: Split, **changes: Any) -> list[tuple[str, list[str]]]:
+        rows, _ = rl_prompts.questions(
+            Dataset.load(people), split, 40, settings(**changes), load_tagset(), lambda _: True
+        )
+        return [(row.example.id, [item.item_id for item in row.items]) for row in rows]
+
+    varied = {"k": 3, "vary_k": [0, 1, 2], "vary_retrievers": ["bm25", "recency"]}
+    drawn = asked("train", **varied)
+    assert drawn == asked("train", **varied)
+    assert {len(items) for _, items in drawn} == {0, 1, 2}
+    first = {name: {i: items[:1] for i, items in asked("train", k=3, retriever=name)} for name in ("bm25", "recency")}
+    from_either = [name for name in first for i, items in drawn if items and items[:1] == first[name][i]]
+    assert set(from_either) == {"bm25", "recency"}
+    assert all(not items or items[:1] in (first["bm25"][i], first["recency"][i]) for i, items in drawn)
+    assert asked("validation", **varied) == asked("validation", k=3)
 
 
 def test_a_shut_gate_earns_nothing_and_stages_differ(settings: Callable[..., Rl], people: Path) -> None:

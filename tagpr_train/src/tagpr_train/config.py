@@ -272,6 +272,10 @@ class Rl(Config):
     """Which retriever chooses the items of a prompt; `full` shows all."""
     k: int = Field(default=4, ge=0)
     """Items per prompt."""
+    vary_retrievers: tuple[str, ...] = ()
+    """While learning, each question draws its retriever from these; held-out ones keep `retriever`. Empty: all do."""
+    vary_k: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """While learning, each question draws its number of items from these; held-out ones keep `k`. Empty: all do."""
     prompt: PromptOptions = PromptOptions()
     """How prompts are built; as in the corpus of SFT and in the evaluation to come."""
 

@@ -1,8 +1,9 @@
 """What reinforcement learning asks: the examples of a data set under the prompts of an evaluation, in a fixed order.
 
 Guarantee: a question's prompt is the one `tagpr-eval run` makes of the same example with the same retriever, k, seed
-and prompt options; the order depends on the seed alone. Examples without gold, or with a prompt that leaves no room for
-a completion, are left out and counted.
+and prompt options; the order depends on the seed alone. While learning, retriever and k may be drawn for each question
+(`vary_retrievers`, `vary_k`), by seed and example: the same ones in every pass. Examples without gold, or with a prompt
+that leaves no room for a completion, are left out and counted.
 """
 
 import random
@@ -70,7 +71,8 @@ def questions(
         if example.output is None:
             left_out["no gold"] += 1
             continue
-        row = _question(dataset, example, profiles.items(example), config, tagset)
+        retriever, k = shown_by(example, split, config)
+        row = _question(dataset, example, profiles.items(example), retriever, k, config, tagset)
         if fits(row.messages):
             rows.append(row)
         else:
@@ -84,6 +86,14 @@ def draw(examples: Sequence[Example], number: int) -> list[Example]:
     """Give `number` examples in the given order, drawn by the hash of their id, as an evaluation draws them."""
     chosen = {row.id for row in sorted(examples, key=lambda row: sha256_text(row.id))[:number]}
     return [row for row in examples if row.id in chosen]
+
+
+def shown_by(example: Example, split: Split, config: Rl) -> tuple[str, int]:
+    """Give the retriever and the number of items that a question's prompt is made with."""
+    if split != config.split:
+        return config.retriever, config.k
+    drawn = random.Random(f"{config.seed}/{example.id}")
+    return drawn.choice(config.vary_retrievers or (config.retriever,)), drawn.choice(config.vary_k or (config.k,))
 
 
 def order(number: int, prompts: int, copies: int, repeats: int, batches: int, seed: int) -> Iterator[int]:
@@ -119,17 +129,23 @@ def _passes(number: int, seed: int) -> Iterator[int]:
 
 
 def _question(
-    dataset: Dataset, example: Example, profile: tuple[ProfileItem, ...], config: Rl, tagset: TagSet
+    dataset: Dataset,
+    example: Example,
+    profile: tuple[ProfileItem, ...],
+    retriever: str,
+    k: int,
+    config: Rl,
+    tagset: TagSet,
 ) -> Question:
     task = dataset.task(example.task)
     shown: list[ProfileItem] = []
-    if config.retriever == "full":
+    if retriever == "full":
         shown = list(profile)
-    elif config.k:
+    elif k:
         texts = [retrieval_text(item) for item in profile]
         dates = [item.date for item in profile]
-        ranking = rank(config.retriever, example.input, texts, dates=dates, seed=config.seed)
-        shown = [profile[position] for position in ranking[: config.k]]
+        ranking = rank(retriever, example.input, texts, dates=dates, seed=config.seed)
+        shown = [profile[position] for position in ranking[:k]]
     return Question(
         example=example,
         task=task,
