@@ -1,10 +1,10 @@
 """Tables for a README: from finished runs to Markdown that can be pasted as it is, with plots and where it all is from.
 
 A chapter is one question: the models side by side, profile length and retriever, ablation, reward model, exploratory
-stage, cold start. Each is a Markdown file of its own, its plots beside it as PNG (on white) and SVG, each table also as
-CSV with unrounded numbers. The numbers are those of the report's page: both are made from the same `typeset.Table`s.
-Below each table stand the runs, commits, hardware, seeds and settings that the runs record, the commands that repeat
-them, and, where runs were not made alike, in what they differ (`origins`).
+stage, cold start. Each is a Markdown file of its own, which shows its plots as SVG, with PNG beside it (both on white);
+each table also is a CSV with unrounded numbers. The numbers are those of the report's page: both are made from the same
+`typeset.Table`s. Below each table stand the runs, commits, hardware, seeds and settings that the runs record, the
+commands that repeat them, and, where runs were not made alike, in what they differ (`origins`).
 
 Guarantee: the same runs give the same bytes; nothing of the day or the machine that writes them is in them.
 """
@@ -156,7 +156,7 @@ def markdown(chapter: Chapter) -> str:
                 *note,
             ]
         else:
-            parts += [f"![{escape(shown.title)}]({shown.name}.png)", escape(shown.caption)]
+            parts += [f"![{escape(shown.title)}]({shown.name}.svg)", escape(shown.caption)]
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
