@@ -110,7 +110,7 @@ EXAMPLES ?= 32
 VARIANTS := --only whole --only sft-only
 CURVES = --set dataset=$(RESULTS)/xorg/dataset --set examples=$(EXAMPLES) \
 	--set 'models=["base=hf:$(RESULTS)/xorg/base-model","final=hf:$(RESULTS)/xorg/exploratory/model","knn"]'
-results: .venv/.installed  ## Repeat the tables of the README: real and synthetic users, ablations, curves.
+results: .venv/.installed  ## Repeat tables of the README: real and synthetic users, seeds, curves, best of four.
 	@echo "[1/7] real users: data set, corpus, pairs"
 	@$(BIN)/tagpr-data construct xorg --output $(RESULTS)/xorg/dataset
 	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(RESULTS)/xorg/dataset \
@@ -134,7 +134,7 @@ results: .venv/.installed  ## Repeat the tables of the README: real and syntheti
 		--output $(RESULTS)/personas/tiny
 	@test -e $(RESULTS)/personas/prmu-base || $(BIN)/tagpr-train tiny-model --corpus $(RESULTS)/personas/corpus \
 		--layers 2 --width 64 --output $(RESULTS)/personas/prmu-base
-	@echo "[4/7] the whole chain and its ablations, seeds $(SEEDS), two runs side by side"
+	@echo "[4/7] the whole chain and SFT alone, seeds $(SEEDS), two runs side by side"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 $(VARIANTS)
 	@echo "[5/7] curves over profile length and retriever"
