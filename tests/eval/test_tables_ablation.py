@@ -163,9 +163,7 @@ def test_seeds_may_lie_in_run_folders_named_by_seed(dataset, tmp_path, made):
             return label(f"{model}-seed{seed}", example, user)
 
         folders.append(write_run(folder, dataset, ("whole", "no-prmu"), ("component",), {"component": answer}))
-        manifest = json.loads(
-            (folder / "run.json").read_text()
-        )  # `whole` of the same weights, as a base model would be
+        manifest = json.loads((folder / "run.json").read_text())  # `whole` has the same weights, as a base model would
         manifest["results"] = {"models": {"whole": "a" * 64, "no-prmu": f"{seed}" * 64}}
         (folder / "run.json").write_text(json.dumps(manifest))
     _, rows = ablation(*folders)

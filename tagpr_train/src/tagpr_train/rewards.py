@@ -2,9 +2,9 @@
 
 Every component lies in [0, 1]; R in [0, α+β+γ]. A completion whose think block is not closed, or that has no answer
 after it, gets R = 0 whatever its components (the format gate; `format_gate = "trace"` asks for every rule of the tag
-grammar). *answer* is the benchmark's own metric for one sample,
-so what RL maximises is what evaluation reports. The paper names the three terms (its eq. 5) but not their form or
-weights, as far as is public: form, penalties and default weights are ours.
+grammar). *answer* is the benchmark's own metric for one sample, so what RL maximises is what evaluation reports. The
+paper names the three terms (its eq. 5) but not their form or weights, as far as is public: form, gates, penalties and
+default weights are ours.
 
 The tags component is 0 when a hard rule of the grammar is broken, else 1 minus penalties, each in [0, 1] before its
 weight: repetition (words that repeat an earlier 4-gram of the trace; steps beyond the second of one tag), copying
