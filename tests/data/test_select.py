@@ -258,6 +258,16 @@ def test_an_answer_no_item_carries_is_guesswork_when_support_is_required(reason_
     assert reason_of(title, rules=rules) is None  # a title need not be one of the labels
 
 
+def test_an_answer_of_words_that_no_step_quotes_is_made_up_when_a_share_is_asked(reason_of):
+    quoting = GOOD.replace("</think>", '<analyze_query>It says "open the sky".</analyze_query>\n</think>')
+    title = candidate(quoting[:-4] + "Opened wide sky", task="title", gold="Opened wide sky")
+    assert reason_of(title) is None
+    assert reason_of(title, rules=Selection(least_quoted=0.66)) is None  # open and sky of three
+    assert reason_of(title, rules=Selection(least_quoted=0.67)) == "unsupported"
+    label = candidate(GOOD[:-4] + "folk", gold="folk")
+    assert reason_of(label, rules=Selection(least_quoted=1)) is None  # a label is no text made of words
+
+
 def evaluation(folder: Path, input_text="Which genre?", output="rock", user="x", item="") -> Path:
     items = [ProfileItem(profile_id="p", position=0, item_id="i", title=None, text=item)]
     example = Example(

@@ -4,6 +4,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagpr_data.phrases import telling_span
 from tagpr_data.records import ProfileItem, Sampling, Task
 from tagpr_data.tags import ground, load_tagset, parse
 from tagpr_data.teachers import Assignment, ScriptedTeacher, scripted_trace
@@ -108,6 +109,27 @@ def test_without_hindsight_a_title_takes_the_users_prefix_length_and_case():
     profile = [item(0, "glamor: fix upload", None), item(1, "glamor: drop hook", None)]
     text = scripted_trace(SUBJECT, "Pixmaps leak when the screen is closed. So free them.", profile, None, 0)
     assert parse(text, TAGSET).answer == "glamor: pixmaps leak when"
+
+
+def test_a_text_takes_its_form_from_the_items_and_its_matter_from_a_quoted_sentence_of_the_input():
+    profile = [item(0, "glamor: Fix upload", None), item(1, "Drop hook", None), item(2, "dix: Free grabs", None)]
+    query = "Screens may close early. The pixmaps are leaked when the screen closes, which was seen by hand twice."
+    steps = parse(scripted_trace(SUBJECT, query, profile, "dix: Free pixmaps on closing screens", 1), TAGSET, k=3).steps
+    assert [(step.tag, step.text.replace("has", "says")) for step in steps] == [
+        ("examine_examples", 'Prefixes: [P1] "glamor", [P3] "dix".'),
+        ("infer_preference", "This user mostly sets a prefix, then goes on with a capital."),
+        ("analyze_query", 'The input says "The pixmaps are leaked when the screen closes, which was seen by".'),
+        ("apply_preference", "Prefix dix as in [P3]."),
+        ("draft_answer", "Free pixmaps on closing screens"),
+    ]
+
+
+def test_the_sentence_taken_up_has_most_words_of_the_text_and_nothing_that_ends_a_quotation():
+    query = 'One two. Close the "old" screen now; closing screens [P9] leaks.\nThree four five'
+    assert telling_span(query, "closed screens") == "closing screens"  # "screen now" has one of the two words
+    assert telling_span(query, "nothing of it") == "Three four five"  # of equals the first of three words or more
+    assert telling_span(query, "three", most=2) == "Three four"
+    assert telling_span("", "five") == telling_span('"[<', "five") == ""
 
 
 def test_ratings_and_unlabelled_items_are_handled():

@@ -25,6 +25,7 @@ from tagpr_data.lamp.metrics import reward
 from tagpr_data.language import check_language, foreign_language, is_other_script
 from tagpr_data.near_duplicates import LEAST_THRESHOLD, signatures
 from tagpr_data.personal_data import Finder, Kind, read_names
+from tagpr_data.phrases import stems
 from tagpr_data.prompts import prompt_hash
 from tagpr_data.records import Candidate, Message, ProfileItem, Step, Task, TaskKind, Trace
 from tagpr_data.tables import arrow_schema, sha256_file
@@ -89,6 +90,10 @@ class Selection(Config):
     """Whether a label must be carried by an item of the prompt, where items are labelled: what a teacher with
     hindsight argues without any is guesswork, and a small model learns to guess from it. Prompts without items are
     exempt."""
+    least_quoted: float = Field(default=0.0, ge=0, le=1)
+    """Least share of the words of a generated answer (tasks without labels) that stand between quotation marks in its
+    steps, endings aside: an answer made of other words does not follow from its reasoning, and a small model learns to
+    make words up. 0 asks for none."""
     refuse_leaks: bool = True
     """Whether to look for phrases of `leak_phrases`, and for the gold (a label in quotation marks, or any text of 3
     words) in the first step or in a step that must cite items, where neither the question nor a shown item has it."""
@@ -295,6 +300,10 @@ class Judge:
             labels = {item.label for item in row.items if item.label is not None}
             if labels and parsed.answer not in labels:
                 return "unsupported", f"the answer {parsed.answer!r} is not among {sorted(labels)}"
+        if rules.least_quoted and not row.task.labels:
+            share = _quoted_share(parsed)
+            if share < rules.least_quoted:
+                return "unsupported", f"{share:.2f} of the answer's words are quoted, at least {rules.least_quoted:g}"
         return None
 
     def _leak(self, row: Row, steps: Sequence[Step]) -> str:
@@ -513,6 +522,13 @@ def _foreign(parsed: tags.Parsed, gold: str, language: str) -> str:
     if is_other_script(parsed.answer, gold):
         return "the answer is in another script than the gold"
     return ""
+
+
+def _quoted_share(parsed: tags.Parsed) -> float:
+    """Give the share of the answer's words that stand in what the steps quote; 1 for an answer without words."""
+    quotes = [quote for step in parsed.steps for quote in re.findall(r'["“]([^"“”]+)["”]', step.text)]
+    known, wanted = set(stems(" ".join(quotes))), stems(parsed.answer)
+    return sum(word in known for word in wanted) / len(wanted) if wanted else 1.0
 
 
 def _text_key(row: Row, text: str) -> bytes:

@@ -70,6 +70,20 @@ def names_label(query: str, label: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", query.lower()) is not None
 
 
+def telling_span(query: str, text: str, most: int = 12) -> str:
+    """Give the start of the sentence of the query that has most words in common with the text, endings aside, the first
+    of equals: at most so many words, none with a quotation mark or bracket. Empty where there is none."""
+    wanted = set(stems(text))
+    parts = re.split(r'["<>\[\]\n…“”]|(?<=[.!?;:])\s', query)
+    spans = [" ".join(part.split()[:most]).strip(" ,;:.-") for part in parts]
+    return max(spans, key=lambda span: (len(wanted & set(stems(span))), len(span.split()) > 2), default="")
+
+
+def stems(text: str) -> list[str]:
+    """Give words to compare: letters and digits in lower case, without the plainest English endings."""
+    return [re.sub(r"(?<=\w{3})(?:ing|ed|es|s)$", "", word) for word in re.findall(r"[^\W_]+", text.lower())]
+
+
 def most_similar(items: Sequence[ProfileItem], shared: Sequence[Sequence[tuple[str, str]]], limit: int) -> list[int]:
     """Give the numbers of the `limit` items that share most words with the query, in prompt order."""
     numbers = sorted(range(1, len(items) + 1), key=lambda number: (-len(shared[number - 1]), number))

@@ -23,14 +23,13 @@ from tagpr_data.phrases import (
     citing,
     citing_range,
     content_of,
-    content_words,
-    counted,
     is_quotable,
     listing,
     most_similar,
     names_label,
     quoted_listing,
     shared_words,
+    telling_span,
     topic_words,
 )
 from tagpr_data.prompts import PromptOptions, chat_prompt
@@ -261,7 +260,7 @@ def weighed_scripted_trace(
     no item shows one; `words` are those of the task's labels. Else as `scripted_trace`."""
     rng = random.Random(seed)
     if task.kind == "generation":
-        steps, answer = _planned(task, input_text, items, gold, rng)
+        steps, answer = _generation(task, input_text, items, gold, rng)
     elif evidence := weigh(input_text, items, words):
         steps, answer = weighed_trace(input_text, evidence, rng)
     else:
@@ -423,7 +422,7 @@ def _suggestion(topic: Sequence[str], answer: str) -> str:
 
 # Generation: how the user's past titles look, measured, and the answer in that form.
 
-_PREFIX = re.compile(r"([^\s:<>\"\[\]][^:<>\"\[\]\n]{0,19}): +(?=\S)")
+_PREFIX = re.compile(r"([^\s:<>\"\[\]](?:[^:<>\"\[\]\n]{0,18}[^\s:<>\"\[\]])?): +(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -443,87 +442,40 @@ class _Form:
 def _generation(
     task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
 ) -> tuple[_Steps, str]:
+    """Take the form from the items and the matter from the input: how the user's own begin, the sentence of the input
+    that the text is about, quoted, the prefix that fits, and the text drafted from them."""
     forms = {number: _form(item.title or item.text) for number, item in enumerate(items, start=1)}
     answer = gold if gold is not None else _predicted_text(query, forms)
     own = _form(answer)
-    in_answer = {word.lower() for word in content_words(answer)}
-    topic = topic_words(query, [word.lower() for word in content_words(query) if word.lower() in in_answer])
     body = answer[len(own.prefix) + 1 :].strip() if own.prefix else answer
 
     steps: _Steps = []
-    shared = shared_words(query, items)
-    seen = most_similar(items, shared, limit=6)
-    quoted = [number for number in seen if forms[number].opening][: 3 if rng.random() < 0.3 else 2]
-    if quoted:
+    seen = most_similar(items, shared_words(query, items), limit=6)
+    with_prefix = [number for number in seen if forms[number].prefix]
+    if with_prefix:
+        found = ", ".join(f'[P{number}] "{forms[number].prefix}"' for number in with_prefix)
+        steps.append(("examine_examples", f"Prefixes: {found}."))
+    elif quoted := [number for number in seen if forms[number].opening][:2]:
         verb = rng.choice(("begins", "opens with"))
         found = ", ".join(f'[P{number}] {verb} "{forms[number].opening}"' for number in quoted)
         steps.append(("examine_examples", f"{found}."))
-    with_prefix = [number for number in seen if forms[number].prefix]
-    without = [number for number in seen if not forms[number].prefix]
-    if len(seen) > 1:
-        steps.append(("identify_patterns", _habit(seen, with_prefix, without, forms)))
-    if not seen:
+    if seen:
+        steps.append(("infer_preference", _style(seen, with_prefix, forms)))
+    else:
         steps.append(
             ("resolve_conflict", f"Nothing is known about this user, so the input alone gives {task.answer_form}.")
         )
-    elif with_prefix and without:
-        choice = "here one fits" if own.prefix else "here none is needed"
-        steps.append(("resolve_conflict", f"[P{with_prefix[0]}] has a prefix, [P{without[0]}] has none; {choice}."))
-    else:
-        steps.append(("infer_preference", _style(seen, with_prefix, forms)))
-    if topic:
-        steps.append(("analyze_query", f"The input {rng.choice(('mentions', 'speaks of'))} {listing(topic)}."))
+    if span := telling_span(query, body):
+        steps.append(("analyze_query", f'The input {rng.choice(("says", "has"))} "{span}".'))
     if own.prefix:
-        if len(body.split()) <= 12 and not re.search(r"\[P|<", body):
-            steps.append(("draft_answer", body))
         same = [number for number, form in forms.items() if form.prefix == own.prefix]
         where = f" as in [P{same[0]}]" if same else ", which the input names" if names_label(query, own.prefix) else ""
         steps.append(("apply_preference", f"Prefix {own.prefix}{where or ', a new one'}."))
     else:
         first = "lower case" if own.is_lower else "a capital"
-        steps.append(("apply_preference", f"No prefix, {counted(len(body.split()), 'word')}, {first} first."))
-    return steps, answer
-
-
-def _planned(
-    task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
-) -> tuple[_Steps, str]:
-    """Give a short plan of a text: how the user's own look, which words of the input to take up, prefix and length."""
-    forms = {number: _form(item.title or item.text) for number, item in enumerate(items, start=1)}
-    answer = gold if gold is not None else _predicted_text(query, forms)
-    own = _form(answer)
-    in_answer = {word.lower() for word in content_words(answer)}
-    reused = [word for word in content_words(query) if word.lower() in in_answer][:4]
-    same = [number for number, form in forms.items() if own.prefix and form.prefix == own.prefix]
-    with_prefix = [number for number, form in forms.items() if form.prefix]
-    without = [number for number, form in forms.items() if not form.prefix]
-
-    steps: _Steps = []
-    likest = [*same[:1], *most_similar(items, shared_words(query, items), limit=2)] if items else []
-    quoted = [number for number in dict.fromkeys(likest) if forms[number].opening][: rng.choice((1, 2, 2))]
-    if quoted:
-        verb = rng.choice(("begins", "opens with", "starts"))
-        found = ", ".join(f'[P{number}] {verb} "{forms[number].opening}"' for number in quoted)
-        steps.append(("examine_examples", f"{found}."))
-    if not items:
-        unknown = rng.choice(("Nothing is known about this user", "No past item to go by"))
-        steps.append(("resolve_conflict", f"{unknown}, so the input alone gives {task.answer_form}."))
-    elif with_prefix and without:
-        share = f"{len(with_prefix)} of {len(items)} have a prefix" if len(with_prefix) > 1 else "One has a prefix"
-        choice = rng.choice(("here one fits", "so has this")) if own.prefix else rng.choice(("here none", "not here"))
-        steps.append(("resolve_conflict", f"{share}, as [P{with_prefix[0]}], not [P{without[0]}]; {choice}."))
-    else:
-        steps.append(("infer_preference", _style(list(forms), with_prefix, forms)))
-    if topic := reused or topic_words(query, []):
-        opening = rng.choice(("Key words:", "The input mentions", "To take up:", "It is about"))
-        steps.append(("analyze_query", f"{opening} {listing(topic)}."))
-    length = counted(len(answer.split()), "word")
-    if own.prefix:
-        origin = f" as in [P{same[0]}]" if same else ", named in the input" if names_label(query, own.prefix) else ""
-        steps.append(("apply_preference", f"{length}, prefix {own.prefix}{origin or ', a new one'}."))
-    else:
-        first = "lower case" if own.is_lower else "a capital"
-        steps.append(("apply_preference", f"{length}, no prefix, {first} first."))
+        steps.append(("apply_preference", f"No prefix, {first} first."))
+    if len(body.split()) <= 12 and not re.search(r"\[P|<", body):
+        steps.append(("draft_answer", body))
     return steps, answer
 
 
@@ -542,28 +494,13 @@ def _form(text: str) -> _Form:
     )
 
 
-def _habit(seen: list[int], with_prefix: list[int], without: list[int], forms: dict[int, _Form]) -> str:
-    if not without:
-        habit = f"{citing_range(seen)} all have a prefix"
-    elif not with_prefix:
-        habit = f"{citing_range(seen)} have no prefix"
-    else:
-        share = f"{len(with_prefix)} of {len(seen)}"
-        if len(with_prefix) == 1:
-            habit = f"{share} has a prefix: {citing(with_prefix)}, not {citing(without[:1])}"
-        else:
-            habit = f"{share} have a prefix, as {citing(with_prefix[:2])}"
-    lengths = [length for number in seen if (length := forms[number].words) is not None]
-    if len(lengths) < len(seen):
-        return f"{habit}."
-    low, high = min(lengths), max(lengths)
-    return f"{habit}; {low} to {high} words." if low < high else f"{habit}; {counted(low, 'word')} each."
-
-
 def _style(seen: list[int], with_prefix: list[int], forms: dict[int, _Form]) -> str:
     lower = sum(forms[number].is_lower for number in seen)
     case = "in lower case" if 2 * lower > len(seen) else "with a capital" if 2 * lower < len(seen) else "in either case"
-    return f"This user sets a prefix, then goes on {case}." if with_prefix else f"This user starts {case}."
+    if not with_prefix:
+        return f"This user starts {case}."
+    how = "always" if len(with_prefix) == len(seen) else "mostly" if 2 * len(with_prefix) > len(seen) else "sometimes"
+    return f"This user {how} sets a prefix, then goes on {case}."
 
 
 def _predicted_text(query: str, forms: dict[int, _Form]) -> str:
