@@ -65,11 +65,11 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, e
 		--retriever bm25 --retriever random --k 0 --k 4
 	@echo "[7/8] evaluation: the trained models, reasoning in tags"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-sft $(SHORT) \
-		--model sft=hf:$(DEMO)/sft/model --style trace --max-new-tokens 160 \
+		--model sft=hf:$(DEMO)/sft/model --style trace --max-new-tokens 224 \
 		--retriever bm25 --retriever random --retriever wrong-user --k 0 --k 4
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-rl $(SHORT) \
 		--model guided=hf:$(DEMO)/guided/model --model exploratory=hf:$(DEMO)/exploratory/model \
-		--style trace --max-new-tokens 160 --task $(CHOICE_$(SOURCE)) --retriever bm25 --retriever wrong-user --k 4
+		--style trace --max-new-tokens 224 --task $(CHOICE_$(SOURCE)) --retriever bm25 --retriever wrong-user --k 4
 	@echo "[8/8] report"
 	@$(BIN)/tagpr-eval report $(DEMO)/eval-base $(DEMO)/eval-sft $(DEMO)/eval-rl $(DEMO)/eval-baselines \
 		--training $(DEMO)/sft --training $(DEMO)/prmu --training $(DEMO)/guided --training $(DEMO)/exploratory \

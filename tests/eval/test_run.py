@@ -16,7 +16,7 @@ from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.records import Prediction, RunManifest
 from tagpr_data.tables import read_json, read_records
 from tagpr_eval.config import EvaluationConfig
-from tagpr_eval.run import evaluate
+from tagpr_eval.run import evaluate, summary
 
 FILES = ("predictions.parquet", "samples.jsonl", "run.json")
 
@@ -72,6 +72,7 @@ def test_what_was_cut_short_or_shorter_than_k_is_counted(toy_data, server, tmp_p
     (cell,) = manifest.results["cells"]
     assert cell["shorter_profiles"] == 6  # the users with 0 and 2 items have 3 examples each
     assert cell["cut_at_length"] == cell["n"] == 15
+    assert "(15 cut at the length limit)" in summary(manifest)
     assert cell["metrics"]["accuracy"] == 6 / 15  # u0 and u3 like red
 
 

@@ -70,7 +70,7 @@ def names_label(query: str, label: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", query.lower()) is not None
 
 
-def telling_span(query: str, text: str, most: int = 12) -> str:
+def telling_span(query: str, text: str, most: int = 10) -> str:
     """Give the start of the sentence of the query that has most words in common with the text, endings aside, the first
     of equals: at most so many words, none with a quotation mark or bracket. Empty where there is none."""
     wanted = set(stems(text))

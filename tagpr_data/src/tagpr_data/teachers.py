@@ -443,7 +443,7 @@ def _generation(
     task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random
 ) -> tuple[_Steps, str]:
     """Take the form from the items and the matter from the input: how the user's own begin, the sentence of the input
-    that the text is about, quoted, the prefix that fits, and the text drafted from them."""
+    that the text is about, quoted, and the prefix that fits. No draft: the answer would only repeat it."""
     forms = {number: _form(item.title or item.text) for number, item in enumerate(items, start=1)}
     answer = gold if gold is not None else _predicted_text(query, forms)
     own = _form(answer)
@@ -474,8 +474,6 @@ def _generation(
     else:
         first = "lower case" if own.is_lower else "a capital"
         steps.append(("apply_preference", f"No prefix, {first} first."))
-    if len(body.split()) <= 12 and not re.search(r"\[P|<", body):
-        steps.append(("draft_answer", body))
     return steps, answer
 
 

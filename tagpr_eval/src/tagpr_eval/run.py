@@ -231,7 +231,8 @@ def summary(manifest: RunManifest) -> str:
     for row in manifest.results.get("cells", []):
         scores = "  ".join(f"{name} {value:.4f}" for name, value in row["metrics"].items())
         missing = f"  ({row['missing']} missing)" if row["missing"] else ""
-        lines.append(f"{row['model']:<16} {row['cell']:<48} n={row['n']:<6} {scores}{missing}")
+        cut = f"  ({row['cut_at_length']} cut at the length limit)" if row["cut_at_length"] else ""
+        lines.append(f"{row['model']:<16} {row['cell']:<48} n={row['n']:<6} {scores}{missing}{cut}")
     if manifest.status == "partial":
         lines.append("PARTIAL: stopped by a limit or a shard of a run; the same command with higher limits goes on")
     return "\n".join(lines)
