@@ -118,9 +118,8 @@ def test_a_text_takes_its_form_from_the_items_and_its_matter_from_a_quoted_sente
     assert [(step.tag, step.text.replace("has", "says")) for step in steps] == [
         ("examine_examples", 'Prefixes: [P1] "glamor", [P3] "dix".'),
         ("infer_preference", "This user mostly sets a prefix, then goes on with a capital."),
-        ("analyze_query", 'The input says "The pixmaps are leaked when the screen closes, which was seen by".'),
+        ("analyze_query", 'The input says "The pixmaps are leaked when the screen closes, which was".'),
         ("apply_preference", "Prefix dix as in [P3]."),
-        ("draft_answer", "Free pixmaps on closing screens"),
     ]
 
 
