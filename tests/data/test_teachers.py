@@ -123,6 +123,13 @@ def test_a_text_takes_its_form_from_the_items_and_its_matter_from_a_quoted_sente
     ]
 
 
+def test_always_is_said_of_all_shown_items_and_not_of_the_nearest_alone():
+    alike = [item(number, "dix: Free pixmaps", None) for number in range(6)]
+    for profile, how in ((alike, "always"), ([*alike, item(6, "Drop hook", None)], "mostly")):
+        text = scripted_trace(SUBJECT, "free pixmaps", profile, "dix: Free", 0)
+        assert f"This user {how} sets a prefix" in text
+
+
 def test_the_sentence_taken_up_has_most_words_of_the_text_and_nothing_that_ends_a_quotation():
     query = 'One two. Close the "old" screen now; closing screens [P9] leaks.\nThree four five'
     assert telling_span(query, "closed screens") == "closing screens"  # "screen now" has one of the two words

@@ -115,8 +115,3 @@ def quoted_listing(words: Sequence[str]) -> str:
 def listing(words: Sequence[str]) -> str:
     """Join words by commas and a last `and`."""
     return " and ".join(part for part in (", ".join(words[:-1]), words[-1]) if part) if words else ""
-
-
-def counted(number: int, noun: str) -> str:
-    """Give a number with its noun, in the plural where it takes one."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

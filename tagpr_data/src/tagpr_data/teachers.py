@@ -460,7 +460,7 @@ def _generation(
         found = ", ".join(f'[P{number}] {verb} "{forms[number].opening}"' for number in quoted)
         steps.append(("examine_examples", f"{found}."))
     if seen:
-        steps.append(("infer_preference", _style(seen, with_prefix, forms)))
+        steps.append(("infer_preference", _style(forms)))
     else:
         steps.append(
             ("resolve_conflict", f"Nothing is known about this user, so the input alone gives {task.answer_form}.")
@@ -492,12 +492,16 @@ def _form(text: str) -> _Form:
     )
 
 
-def _style(seen: list[int], with_prefix: list[int], forms: dict[int, _Form]) -> str:
-    lower = sum(forms[number].is_lower for number in seen)
-    case = "in lower case" if 2 * lower > len(seen) else "with a capital" if 2 * lower < len(seen) else "in either case"
-    if not with_prefix:
+def _style(forms: dict[int, _Form]) -> str:
+    """Say how often the user sets a prefix and how the rest begins, over all shown items, as "always" says it."""
+    lower = sum(form.is_lower for form in forms.values())
+    prefixed = sum(form.prefix is not None for form in forms.values())
+    case = (
+        "in lower case" if 2 * lower > len(forms) else "with a capital" if 2 * lower < len(forms) else "in either case"
+    )
+    if not prefixed:
         return f"This user starts {case}."
-    how = "always" if len(with_prefix) == len(seen) else "mostly" if 2 * len(with_prefix) > len(seen) else "sometimes"
+    how = "always" if prefixed == len(forms) else "mostly" if 2 * prefixed > len(forms) else "sometimes"
     return f"This user {how} sets a prefix, then goes on {case}."
 
 
