@@ -1,26 +1,33 @@
-"""The scripted teacher's policies without the gold answer against the nearest item, on the labels of a data set.
+"""Rules that read no more than the prompt, against the nearest item: how far could a trace that spells one out get?
 
     python tests/bench/bench_policies.py runs/xorg/dataset --task xorg-component
+    python tests/bench/bench_policies.py runs/xorg/dataset --task xorg-subject
 
-Prints accuracy by split, and the paired difference to the nearest item with a 95 % interval over users. Test stays out.
+Labels: the scripted teacher's policies without the gold answer, and the newest item shown. Texts: lines made of the
+items' prefixes ("glamor: ") and the message's first words. Prints accuracy or ROUGE-1 by split, and the paired difference
+to the nearest item with a 95 % interval over users. Test stays out.
 """
 
 import argparse
 import asyncio
-from collections import defaultdict
-from collections.abc import Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tagpr_data.dataset import Dataset
 from tagpr_data.generate import Profiles, derived_seed, retrieval_text
+from tagpr_data.lamp.metrics import rouge
 from tagpr_data.prompts import PromptOptions, visible_input, visible_item
-from tagpr_data.records import Sampling
+from tagpr_data.records import Example, ProfileItem, Sampling, Task
 from tagpr_data.retrieve import rank
 from tagpr_data.tags import load_tagset, parse
 from tagpr_data.teachers import Assignment, ScriptedTeacher
 from tagpr_data.weighing import LabelWords
+
+Scores = dict[str, float]
 
 
 def main() -> None:
@@ -29,32 +36,94 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--k", type=int, default=4)
     options = parser.parse_args()
-    dataset, tagset = Dataset.load(options.dataset), load_tagset()
+    dataset = Dataset.load(options.dataset)
     task, prompt = dataset.task(options.task), PromptOptions(item_words=22, input_words=50)
-    words = {task.name: LabelWords.count(dataset, task.name)}
-    teachers = [ScriptedTeacher(hindsight=False), ScriptedTeacher(hindsight=False, policy="weighed", words=words)]
+    score = _lines(task) if task.kind == "generation" else _labels(task, LabelWords.count(dataset, task.name))
     for split in ("train", "validation"):
         users: list[str] = []
-        hits: dict[str, list[int]] = defaultdict(list)
+        found: dict[str, list[float]] = defaultdict(list)
         profiles = Profiles(dataset)
         for example in dataset.examples(split):
-            if example.task != task.name:
+            if example.task != task.name or not (items := profiles.items(example)):
                 continue
-            items = profiles.items(example)
             order = rank("bm25", example.input, [retrieval_text(item) for item in items])[: options.k]
-            shown = tuple(visible_item(task, items[position], prompt) for position in order)
-            query = visible_input(example.input, prompt)
+            shown = [visible_item(task, items[position], prompt) for position in order]
             users.append(example.user_id)
-            hits["a shown item has the gold"].append(any(item.label == example.output for item in shown))
-            hits["nearest item"].append(bool(shown) and shown[0].label == example.output)
-            for teacher in teachers:
-                assignment = Assignment(task, query, shown, (), None, Sampling(), derived_seed(0, example.id))
-                answer = parse(asyncio.run(teacher.write(assignment)).text, tagset).answer
-                hits[teacher.policy].append(answer == example.output)
+            for name, value in score(example, visible_input(example.input, prompt), shown).items():
+                found[name].append(value)
         print(f"{split}: {len(users)} questions of {len(set(users))} users")
-        for name, found in hits.items():
-            over = [a - b for a, b in zip(found, hits["nearest item"], strict=True)]
-            print(f"  {name:28} {np.mean(found):.3f}   over nearest {np.mean(over):+.3f} {interval(over, users)}")
+        for name, values in found.items():
+            nearest = found["right prefix: nearest item" if name.startswith("right prefix") else "nearest item"]
+            over = [a - b for a, b in zip(values, nearest, strict=True)]
+            print(f"  {name:44} {np.mean(values):.3f}   over nearest {np.mean(over):+.3f} {interval(over, users)}")
+
+
+def _labels(task: Task, words: LabelWords) -> Callable[[Example, str, Sequence[ProfileItem]], Scores]:
+    tagset = load_tagset()
+    teachers = [
+        ScriptedTeacher(hindsight=False),
+        ScriptedTeacher(hindsight=False, policy="weighed", words={task.name: words}),
+    ]
+
+    def score(example: Example, query: str, shown: Sequence[ProfileItem]) -> Scores:
+        labels = [item.label for item in shown]
+        said = {
+            "a shown item has the gold": example.output if example.output in labels else None,
+            "nearest item": labels[0],
+            "newest item of those shown": max(shown, key=lambda item: item.date or "").label,
+        }
+        for teacher in teachers:
+            assignment = Assignment(task, query, tuple(shown), (), None, Sampling(), derived_seed(0, example.id))
+            said[teacher.policy] = parse(asyncio.run(teacher.write(assignment)).text, tagset).answer
+        return {name: float(label == example.output) for name, label in said.items()}
+
+    return score
+
+
+def _lines(task: Task) -> Callable[[Example, str, Sequence[ProfileItem]], Scores]:
+    tagset, teacher = load_tagset(), ScriptedTeacher(hindsight=False)
+
+    def score(example: Example, query: str, shown: Sequence[ProfileItem]) -> Scores:
+        gold, lines = example.output, [item.title or item.text for item in shown]
+        prefixes = [prefix_of(line) for line in lines]
+        named = [prefix for prefix in prefixes if prefix]
+        near, newest = (named or [""])[0], prefix_of(_newest(shown))
+        commonest = max(Counter(prefixes).items(), key=lambda pair: (pair[1], -prefixes.index(pair[0])))[0]
+        first = re.split(r"(?<=[.!?])\s", query.strip(), maxsplit=1)[0].rstrip(".!?… ").split()
+        assignment = Assignment(task, query, tuple(shown), (), None, Sampling(), derived_seed(0, example.id))
+        written = {
+            "nearest item": lines[0],
+            "newest item of those shown": _newest(shown),
+            "the message's first 10 words": " ".join(first[:10]),
+            "nearest prefix + first 8 words": near + " ".join(first[:8]),
+            "nearest prefix + first 10 words": near + " ".join(first[:10]),
+            "newest prefix + first 10 words": newest + " ".join(first[:10]),
+            "true prefix + first 8 words (reads the gold)": prefix_of(gold) + " ".join(first[:8]),
+            "true prefix alone (reads the gold)": prefix_of(gold),
+            "votes": parse(asyncio.run(teacher.write(assignment)).text, tagset).answer or "",
+        }
+        right = {
+            "right prefix: nearest item": prefixes[0],
+            "right prefix: nearest that has one": near,
+            "right prefix: commonest": commonest,
+            "right prefix: newest item": newest,
+        }
+        scores = {name: rouge(line, gold)[0] for name, line in written.items()}
+        scores |= {name: float(prefix == prefix_of(gold)) for name, prefix in right.items()}
+        return scores | {"right prefix: any of those shown": float(prefix_of(gold) in prefixes)}
+
+    return score
+
+
+def _newest(shown: Sequence[ProfileItem]) -> str:
+    item = max(shown, key=lambda item: item.date or "")
+    return item.title or item.text
+
+
+def prefix_of(line: str) -> str:
+    """Give the part of a subject line up to its first colon, with colon and space ("glamor/xv: "), or nothing."""
+    match = re.match(r"[\w./+-]+(?:, ?[\w./+-]+)*: ", line)
+    return match[0] if match else ""
 
 
 def interval(values: Sequence[float], users: Sequence[str], draws: int = 4000) -> str:
