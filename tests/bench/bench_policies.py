@@ -4,8 +4,8 @@
     python tests/bench/bench_policies.py runs/xorg/dataset --task xorg-subject
 
 Labels: the scripted teacher's policies without the gold answer, and the newest item shown. Texts: lines made of the
-items' prefixes ("glamor: ") and the message's first words. Prints accuracy or ROUGE-1 by split, and the paired difference
-to the nearest item with a 95 % interval over users. Test stays out.
+items' prefixes ("glamor: ") and the first words of the message. Prints accuracy or ROUGE-1 by split, and the paired
+difference to the nearest item with a 95 % interval over users. Test stays out.
 """
 
 import argparse
