@@ -240,5 +240,8 @@ def test_run_trains_all_stages_goes_on_and_ablate_shares_them(
         assert (tmp_path / "runs" / product / "model").is_dir()
     assert "one-stage-seed0=hf:" in (tmp_path / "runs/evaluation.toml").read_text()
 
+    listed = runner.invoke(app, ["ablate", str(path), "--dry-run", "--set", "sft.trainer.max_steps=3"])
+    assert "sft: sft, holds a run of other settings, which will be refused; whole" in listed.output
+    assert "guided: rl, finished; whole" in listed.output
     other = runner.invoke(app, ["run", str(path), "--set", "sft.trainer.max_steps=3"])
     assert isinstance(other.exception, InputError) and "holds a run of other settings" in str(other.exception)

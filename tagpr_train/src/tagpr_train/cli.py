@@ -273,14 +273,14 @@ def ablate(
 
     Example: tagpr-train ablate tagpr_train/configs/personas-recipe.toml --only whole --only sft-only
     """
-    from tagpr_train.recipe import chains, check_data, is_finished, load_recipe, write_grid
+    from tagpr_train.recipe import chains, check_data, load_recipe, state_of, write_grid
 
     loaded, for_stages = load_recipe(recipe, overrides or [])
     made = chains(loaded, recipe.parent, for_stages, only or [])
     stages = list({stage.settings.output: stage for one in made for stage in one.stages}.values())
     for stage in stages:
         users = ", ".join(one.name for one in made if stage in one.stages)
-        typer.echo(f"{stage.settings.output}: {stage.kind}, {'finished' if is_finished(stage) else 'to run'}; {users}")
+        typer.echo(f"{stage.settings.output}: {stage.kind}, {state_of(stage)}; {users}")
     if dry_run:
         return
     check_data(stages)

@@ -231,6 +231,17 @@ def is_finished(stage: Stage) -> bool:
     return path.exists() and read_json(path, RunManifest).status != "running"
 
 
+def state_of(stage: Stage) -> str:
+    """Say what `run_stage` will find in its folder, in words."""
+    path = stage.settings.output / "run.json"
+    if not path.exists():
+        return "to run"
+    found = read_json(path, RunManifest)
+    if found.config != stage.settings.model_dump(mode="json"):
+        return "holds a run of other settings, which will be refused"
+    return "to go on with" if found.status == "running" else "finished"
+
+
 def run_stage(stage: Stage, report: "Report | None" = None) -> RunManifest:
     """Train one stage, or go on with it, or take it as it is when it is finished.
 
