@@ -196,6 +196,29 @@ def test_retriever_and_k_vary_while_learning_and_stay_on_held_out_questions(
     assert asked("validation", **varied) == asked("validation", k=3)
 
 
+def test_items_stand_in_a_drawn_order_while_learning_only(settings: Callable[..., Rl], people: Path) -> None:
+    from tagpr_data.tags import load_tagset
+    from tagpr_train import rl_prompts
+
+    def asked(split: Split, **changes: Any) -> list[rl_prompts.Question]:
+        config = settings(k=3, **changes)
+        return rl_prompts.questions(Dataset.load(people), split, 40, config, load_tagset(), lambda _: True)[0]
+
+    def ids(rows: list[rl_prompts.Question]) -> list[list[str]]:
+        return [[item.item_id for item in row.items] for row in rows]
+
+    ranked, drawn = asked("train"), asked("train", shuffle_items=True)
+    assert [sorted(items) for items in ids(drawn)] == [sorted(items) for items in ids(ranked)]
+    full = [(ours, theirs) for ours, theirs in zip(ids(drawn), ids(ranked), strict=True) if len(theirs) == 3]
+    kept = sum(ours[0] == theirs[0] for ours, theirs in full) / len(full)
+    assert 0.1 < kept < 0.6  # a third of them by chance
+    text = drawn[0].messages[-1].content
+    places = [text.index(item.text) for item in drawn[0].items]
+    assert places == sorted(places)  # the prompt shows that order, and [P1] is its first
+    assert ids(drawn) == ids(asked("train", shuffle_items=True))
+    assert asked("validation", shuffle_items=True) == asked("validation")
+
+
 def test_a_shut_gate_earns_nothing_and_stages_differ(settings: Callable[..., Rl], people: Path) -> None:
     from tagpr_data.tags import load_tagset
     from tagpr_train import rl_prompts

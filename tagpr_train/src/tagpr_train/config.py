@@ -276,6 +276,9 @@ class Rl(Config):
     """While learning, each question draws its retriever from these; held-out ones keep `retriever`. Empty: all do."""
     vary_k: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """While learning, each question draws its number of items from these; held-out ones keep `k`. Empty: all do."""
+    shuffle_items: bool = False
+    """While learning, each question shows its items in an order drawn for it, so that the first place earns nothing;
+    held-out ones keep the retriever's. Ours; the paper's prompts are not public."""
     prompt: PromptOptions = PromptOptions()
     """How prompts are built; as in the corpus of SFT and in the evaluation to come."""
 

@@ -1,9 +1,9 @@
 """What reinforcement learning asks: the examples of a data set under the prompts of an evaluation, in a fixed order.
 
 Guarantee: a question's prompt is the one `tagpr-eval run` makes of the same example with the same retriever, k, seed
-and prompt options; the order depends on the seed alone. While learning, retriever and k may be drawn for each question
-(`vary_retrievers`, `vary_k`), by seed and example: the same ones in every pass. Examples without gold, or with a prompt
-that leaves no room for a completion, are left out and counted.
+and prompt options; the order depends on the seed alone. While learning, retriever, k and the order of the items may
+be drawn for each question (`vary_retrievers`, `vary_k`, `shuffle_items`), by seed and example: the same ones in every
+pass. Examples without gold, or with a prompt that leaves no room for a completion, are left out and counted.
 """
 
 import random
@@ -71,8 +71,7 @@ def questions(
         if example.output is None:
             left_out["no gold"] += 1
             continue
-        retriever, k = shown_by(example, split, config)
-        row = _question(dataset, example, profiles.items(example), retriever, k, config, tagset)
+        row = _question(dataset, example, profiles.items(example), split, config, tagset)
         if fits(row.messages):
             rows.append(row)
         else:
@@ -132,12 +131,12 @@ def _question(
     dataset: Dataset,
     example: Example,
     profile: tuple[ProfileItem, ...],
-    retriever: str,
-    k: int,
+    split: Split,
     config: Rl,
     tagset: TagSet,
 ) -> Question:
     task = dataset.task(example.task)
+    retriever, k = shown_by(example, split, config)
     shown: list[ProfileItem] = []
     if retriever == "full":
         shown = list(profile)
@@ -146,6 +145,8 @@ def _question(
         dates = [item.date for item in profile]
         ranking = rank(retriever, example.input, texts, dates=dates, seed=config.seed)
         shown = [profile[position] for position in ranking[:k]]
+    if config.shuffle_items and split == config.split:
+        random.Random(f"items/{config.seed}/{example.id}").shuffle(shown)
     return Question(
         example=example,
         task=task,
