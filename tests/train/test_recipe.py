@@ -148,7 +148,7 @@ def test_the_grid_holds_every_last_model(written: Callable[..., Path], tmp_path:
     assert grid == {
         "dataset": f"{tmp_path}/corpus",
         "k": [0, 4],
-        "models": ["knn", f"whole-seed0=hf:{runs}/exploratory/model", f"sft-only-seed0=hf:{runs}/sft/model"],
+        "models": ["knn", f"sft-only-seed0=hf:{runs}/sft/model", f"whole-seed0=hf:{runs}/exploratory/model"],
         "sampling": {"max_new_tokens": 9},
         "per_model": {"base": {"max_new_tokens": 3}},
     }
@@ -238,7 +238,12 @@ def test_run_trains_all_stages_goes_on_and_ablate_shares_them(
     assert (tmp_path / "runs/exploratory/run.json").read_bytes() == before
     for product in ("one-stage/seed0/exploratory", "answer-only/seed0/sft", "no-tags/seed0/exploratory"):
         assert (tmp_path / "runs" / product / "model").is_dir()
-    assert "one-stage-seed0=hf:" in (tmp_path / "runs/evaluation.toml").read_text()
+    models = tomllib.loads((tmp_path / "runs/evaluation.toml").read_text())["models"]
+    names = [model.partition("=")[0] for model in models]
+    assert names == ["one-stage-seed0", "answer-only-seed0", "no-tags-seed0", "whole-seed0"]
+    changed = ["ablate", str(path), "--no-evaluate", "--jobs", "2", "--set", "sft.trainer.max_steps=3"]
+    refused = runner.invoke(app, changed)
+    assert isinstance(refused.exception, InputError) and "holds a run of other settings" in str(refused.exception)
 
     listed = runner.invoke(app, ["ablate", str(path), "--dry-run", "--set", "sft.trainer.max_steps=3"])
     assert "sft: sft, holds a run of other settings, which will be refused; whole" in listed.output

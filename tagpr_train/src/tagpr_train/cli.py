@@ -273,7 +273,7 @@ def ablate(
 
     Example: tagpr-train ablate tagpr_train/configs/personas-recipe.toml --only whole --only sft-only
     """
-    from tagpr_train.recipe import chains, check_data, load_recipe, state_of, write_grid
+    from tagpr_train.recipe import chains, check_data, is_finished, load_recipe, state_of, write_grid
 
     loaded, for_stages = load_recipe(recipe, overrides or [])
     made = chains(loaded, recipe.parent, for_stages, only or [])
@@ -287,6 +287,8 @@ def ablate(
     if jobs > 1:
         from tagpr_train.side_by_side import run_side_by_side
 
+        _be_quiet()
+        _run_stages([stage for stage in stages if is_finished(stage)])  # refuses other settings, data or models
         if status := run_side_by_side(stages, loaded.output, jobs, lambda line: typer.echo(line, err=True)):
             typer.echo("stopped; the same command goes on", err=True)
             raise typer.Exit(status)

@@ -267,7 +267,7 @@ def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
     path = recipe.output / "evaluation.toml"
     inputs = dict(recipe.inputs)
     settings = {key: _filled(value, inputs) for key, value in recipe.evaluation.items()}
-    models = [*settings.pop("models", []), *(f"{one.name}=hf:{one.model}" for one in made)]
+    models = [*settings.pop("models", []), *(f"{one.name}=hf:{one.model}" for one in _by_stage(made))]
     styles = settings.get("styles")
     own = {
         one.name: {
@@ -281,6 +281,13 @@ def write_grid(recipe: Recipe, made: Sequence[Chain]) -> Path:
         settings["per_model"] = others | settings.get("per_model", {})
     write_text(path, "\n".join(toml_lines({**settings, "models": models})) + "\n")
     return path
+
+
+def _by_stage(made: Sequence[Chain]) -> list[Chain]:
+    """Put each stage of the whole recipe behind the one before it, so that "the model before" of a table is that one;
+    other variants come first, in their order."""
+    whole = {stage.settings.output for one in made if one.variant == "whole" for stage in one.stages}
+    return sorted(made, key=lambda one: len(one.stages) if one.stages[-1].settings.output in whole else 0)
 
 
 def _refuse_overruled(places: Iterable[str]) -> None:
