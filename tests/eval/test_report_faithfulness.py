@@ -7,10 +7,10 @@ import pytest
 from tagpr_data.errors import InputError
 from tagpr_data.records import Faithfulness
 from tagpr_data.tables import read_json, write_json
-from tagpr_eval import plots, report, report_faithfulness
+from tagpr_eval import plots, report, report_faithfulness, tables
 from tagpr_eval.cells import load_runs
 from tagpr_eval.faithfulness_run import Choice, examine
-from tagpr_eval.typeset import csv_text
+from tagpr_eval.typeset import Table, csv_text
 
 from .made_up_reasoners import write_data
 from .test_faithfulness_run import make_reasoner, make_run
@@ -78,6 +78,14 @@ def test_the_numbers_stand_in_markdown_csv_and_html_alike(page, tmp_path):
     assert "## Does the answer follow the reasoning?" in (tmp_path / "report.md").read_text()
     assert 'id="faithfulness"' in (tmp_path / "report.html").read_text()
     assert "transplant the trace" in csv_text(section(page).tables[0])
+
+
+def test_the_tables_for_a_readme_have_a_chapter_of_it_with_the_numbers_of_the_page(run, page, tmp_path):
+    (chapter,) = [one for one in tables.build(load_runs([run])) if one.name == "faithfulness"]
+    shown = [one.shown for one in chapter.entries]
+    assert [csv_text(one) for one in shown if isinstance(one, Table)] == [csv_text(one) for one in section(page).tables]
+    assert isinstance(shown[0], plots.Plot)
+    assert "Commit" in tables.markdown(chapter)
 
 
 def test_a_run_that_was_not_looked_into_has_no_such_part_and_a_stale_one_is_refused(run, tmp_path):

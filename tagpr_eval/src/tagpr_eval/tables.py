@@ -1,10 +1,10 @@
 """Tables for a README: from finished runs to Markdown that can be pasted as it is, with plots and where it all is from.
 
 A chapter is one question: the models side by side, profile length and retriever, ablation, reward model, exploratory
-stage, cold start. Each is a Markdown file of its own, which shows its plots as SVG, with PNG beside it (both on white);
-each table also is a CSV with unrounded numbers. The numbers are those of the report's page: both are made from the same
-`typeset.Table`s. Below each table stand the runs, commits, hardware, seeds and settings that the runs record, the
-commands that repeat them, and, where runs were not made alike, in what they differ (`origins`).
+stage, faithfulness, cold start. Each is a Markdown file of its own, which shows its plots as SVG, with PNG beside it
+(both on white); each table also is a CSV with unrounded numbers. The numbers are those of the report's page: both are
+made from the same `typeset.Table`s. Below each table stand the runs, commits, hardware, seeds and settings that the
+runs record, the commands that repeat them, and, where runs were not made alike, in what they differ (`origins`).
 
 Guarantee: the same runs give the same bytes; nothing of the day or the machine that writes them is in them.
 """
@@ -18,6 +18,7 @@ from tagpr_data.errors import InputError
 from tagpr_data.markdown import fenced
 from tagpr_data.tables import write_text
 from tagpr_eval import (
+    report_faithfulness,
     report_plots,
     report_stages,
     report_training,
@@ -250,6 +251,15 @@ def _reasoning(material: _Material) -> Chapter:
     return Chapter("reasoning", "Tags, grounding and lift by stage", tables_reasoning.INTRO, tuple(entries))
 
 
+def _faithfulness(material: _Material) -> Chapter:
+    looked = report_faithfulness.load(material.runs)
+    origins = _made_by(material, {one.run.name for one in looked})
+    entries = [Entry(plot) for plot in report_faithfulness.early_answer_plots(looked)]
+    entries += [Entry(table, *origins) for table in report_faithfulness.faithfulness_tables(looked)]
+    title = "Does the answer follow the reasoning?"
+    return Chapter("faithfulness", title, report_faithfulness.INTRO, tuple(entries))
+
+
 def _cold_start(material: _Material) -> Chapter:
     entries = [
         Entry(table, *_made_by(material, {stages.cell(place).run.name for place in stages.rows}))
@@ -265,6 +275,7 @@ _CHAPTERS: tuple[Callable[[_Material], Chapter], ...] = (
     _ablation,
     _prmu,
     _reasoning,
+    _faithfulness,
     _cold_start,
 )
 
