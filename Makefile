@@ -54,7 +54,7 @@ demo: .venv/.installed  ## The whole loop on real data: corpus, SFT, PRMU, RL, e
 		--output $(DEMO)/prmu-base
 	@echo "[4/8] training: $(MODEL) by SFT, a PRMU, and a handful of RL steps in two stages"
 	@$(BIN)/tagpr-train run tagpr_train/configs/xorg-recipe.toml --set output=$(DEMO) --set inputs.home=$(DEMO) \
-		--set inputs.model=$(MODEL) --set 'guided.tasks=["$(CHOICE_$(SOURCE))"]' \
+		--set inputs.model=$(MODEL) --set sft.max_minutes=6 --set 'guided.tasks=["$(CHOICE_$(SOURCE))"]' \
 		--set 'exploratory.tasks=["$(CHOICE_$(SOURCE))"]'
 	@echo "[5/8] evaluation: baselines without a model"
 	@$(BIN)/tagpr-eval run --dataset $(DEMO)/dataset --output $(DEMO)/eval-baselines $(SHORT) \
@@ -103,7 +103,7 @@ demo-rl: .venv/.installed  ## The same training of a small model from scratch, w
 		--output $(DEMO_RL)/report.html
 
 # The tables of the README at a size for two cores. Everything is trained anew in its own folder; interrupted, the same
-# command goes on. SEEDS and EXAMPLES make it larger.
+# command goes on. SEEDS and EXAMPLES make it larger, in a RESULTS folder of its own.
 RESULTS ?= results
 SEEDS ?= 0,1,2
 EXAMPLES ?= 32
@@ -140,12 +140,18 @@ results: .venv/.installed  ## Repeat tables of the README: real and synthetic us
 	@echo "[5/7] curves over profile length and retriever"
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/curves --task personas-choice \
 		--model sft=hf:$(RESULTS)/personas/sft/model --model final=hf:$(RESULTS)/personas/exploratory/model --model knn \
-		--style trace --max-new-tokens 120 --max-samples 200 --k 0 --k 1 --k 2 --k 4 --k 8 --k 16 \
+		--style trace --max-new-tokens 120 --max-samples 200 --k 2 --k 4 --k 8 --k 16 \
+		--retriever bm25 --retriever dense --retriever recency --retriever random --retriever wrong-user
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/curves-short --task personas-choice \
+		--model sft=hf:$(RESULTS)/personas/sft/model --model final=hf:$(RESULTS)/personas/exploratory/model --model knn \
+		--style trace --max-new-tokens 120 --max-samples 200 --k 0 --k 1 \
 		--retriever bm25 --retriever dense --retriever recency --retriever random --retriever wrong-user
 	@echo "[6/7] the best of four answers"
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/four --task personas-choice \
 		--model final=hf:$(RESULTS)/personas/exploratory/model --style trace --max-new-tokens 120 --k 8 \
 		--samples 4 --temperature 1 --max-samples 200
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/personas/dataset --output $(RESULTS)/personas/greedy --task personas-choice \
+		--model greedy=hf:$(RESULTS)/personas/exploratory/model --style trace --max-new-tokens 120 --k 8 --max-samples 200
 	@$(BIN)/tagpr-eval best-of $(RESULTS)/personas/four --output $(RESULTS)/personas/best-of \
 		--requests $(RESULTS)/personas/requests.jsonl
 	@$(BIN)/tagpr-train score --prmu $(RESULTS)/personas/prmu/prmu --input $(RESULTS)/personas/requests.jsonl \
@@ -156,11 +162,14 @@ results: .venv/.installed  ## Repeat tables of the README: real and synthetic us
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/evaluation --reference base --training $(RESULTS)/xorg/sft \
 		--training $(RESULTS)/xorg/prmu --training $(RESULTS)/xorg/guided --training $(RESULTS)/xorg/exploratory \
 		--output $(RESULTS)/tables/xorg
-	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/curves --reference sft --output $(RESULTS)/tables/curves
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/curves-short $(RESULTS)/personas/curves --reference sft \
+		--output $(RESULTS)/tables/curves
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/curves --reference sft --output $(RESULTS)/tables/curves-from-two
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation --reference sft-only --training $(RESULTS)/personas/sft \
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
-	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/four $(RESULTS)/personas/best-of --output $(RESULTS)/tables/best-of
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/four $(RESULTS)/personas/greedy $(RESULTS)/personas/best-of \
+		--output $(RESULTS)/tables/best-of
 
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
 CORPUS = $(RESULTS)/personas/corpus

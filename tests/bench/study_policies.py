@@ -1,11 +1,13 @@
 """Rules that read no more than the prompt, against the nearest item: how far could a trace that spells one out get?
 
-    python tests/bench/bench_policies.py runs/xorg/dataset --task xorg-component
-    python tests/bench/bench_policies.py runs/xorg/dataset --task xorg-subject
+    python tests/bench/study_policies.py runs/xorg/dataset --task xorg-component
+    python tests/bench/study_policies.py runs/xorg/dataset --task xorg-subject
+    python tests/bench/study_policies.py runs/personas/dataset --task personas-choice --k 8
 
-Labels: the scripted teacher's policies without the gold answer, and the newest item shown. Texts: lines made of the
-items' prefixes ("glamor: ") and the first words of the message. Prints accuracy or ROUGE-1 by split, and the paired
-difference to the nearest item with a 95 % interval over users. Test stays out.
+Labels: the scripted teacher's policies without the gold answer, the newest item shown, and the item that ends as the
+input does (of synthetic people: the one of the same mood). Texts: lines made of the items' prefixes ("glamor: ") and
+the first words of the message. Prints accuracy or ROUGE-1 by split, and the paired difference to the nearest item with
+a 95 % interval over users.
 """
 
 import argparse
@@ -35,11 +37,12 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--task", required=True)
     parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--split", action="append", help="Default: train and validation, so that test stays out.")
     options = parser.parse_args()
     dataset = Dataset.load(options.dataset)
     task, prompt = dataset.task(options.task), PromptOptions(item_words=22, input_words=50)
     score = _lines(task) if task.kind == "generation" else _labels(task, LabelWords.count(dataset, task.name))
-    for split in ("train", "validation"):
+    for split in options.split or ("train", "validation"):
         users: list[str] = []
         found: dict[str, list[float]] = defaultdict(list)
         profiles = Profiles(dataset)
@@ -51,6 +54,8 @@ def main() -> None:
             users.append(example.user_id)
             for name, value in score(example, visible_input(example.input, prompt), shown).items():
                 found[name].append(value)
+        if not users:
+            continue
         print(f"{split}: {len(users)} questions of {len(set(users))} users")
         for name, values in found.items():
             nearest = found["right prefix: nearest item" if name.startswith("right prefix") else "nearest item"]
@@ -67,10 +72,12 @@ def _labels(task: Task, words: LabelWords) -> Callable[[Example, str, Sequence[P
 
     def score(example: Example, query: str, shown: Sequence[ProfileItem]) -> Scores:
         labels = [item.label for item in shown]
+        same_end = [item.label for item in shown if item.text.split()[-1:] == query.split()[-1:]]
         said = {
             "a shown item has the gold": example.output if example.output in labels else None,
             "nearest item": labels[0],
             "newest item of those shown": max(shown, key=lambda item: item.date or "").label,
+            "first that ends as the input, else nearest": (same_end + labels)[0],
         }
         for teacher in teachers:
             assignment = Assignment(task, query, tuple(shown), (), None, Sampling(), derived_seed(0, example.id))
