@@ -199,14 +199,18 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 		--map identify_patterns=takshi --map infer_preference=bindu --map analyze_query=ostrel \
 		--map compare_options=queval --map apply_preference=mirotan --map resolve_conflict=fespik \
 		--map draft_answer=ludrano --map verify_answer=gravemi --output $(CORPUS)-random
-	@echo "[5/7] every ablation, seeds $(SEEDS)"
+	@echo "[5/7] every ablation, seeds $(SEEDS); evaluation on people of another world, whom no decision has seen"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 --no-evaluate
-	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/all
+	@$(BIN)/tagpr-data construct personas --output $(RESULTS)/personas/fresh --users 400 --events 12 \
+		--split user --test-users 0.9 --seed 11
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/all \
+		--set dataset=$(RESULTS)/personas/fresh
 	@echo "[6/7] weights of the reward, seed 0"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-weights-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set sft.threads=1 --jobs 2 --no-evaluate
-	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/weights
+	@$(BIN)/tagpr-eval ablate $(RESULTS)/personas/evaluation.toml --output $(RESULTS)/personas/weights \
+		--set dataset=$(RESULTS)/personas/fresh
 	@echo "[7/7] tables"
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference base --output $(RESULTS)/tables/xorg-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/likelihood --reference base --output $(RESULTS)/tables/likelihood
