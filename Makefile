@@ -199,7 +199,7 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 		--map identify_patterns=takshi --map infer_preference=bindu --map analyze_query=ostrel \
 		--map compare_options=queval --map apply_preference=mirotan --map resolve_conflict=fespik \
 		--map draft_answer=ludrano --map verify_answer=gravemi --output $(CORPUS)-random
-	@echo "[5/7] every ablation, seeds $(SEEDS); evaluation on people of another world, whom no decision has seen"
+	@echo "[5/7] every ablation, seeds $(SEEDS); evaluation on other people, whom no decision has seen"
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/personas-recipe.toml --set output=$(RESULTS)/personas \
 		--set inputs.home=$(RESULTS)/personas --set seeds=[$(SEEDS)] --set sft.threads=1 --jobs 2 --no-evaluate
 	@$(BIN)/tagpr-data construct personas --output $(RESULTS)/personas/fresh --users 400 --events 12 \
