@@ -168,7 +168,7 @@ results: .venv/.installed  ## Repeat tables of the README: real and synthetic us
 	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/evaluation --reference sft-only --training $(RESULTS)/personas/sft \
 		--training $(RESULTS)/personas/prmu --training $(RESULTS)/personas/guided \
 		--training $(RESULTS)/personas/exploratory --output $(RESULTS)/tables/personas
-	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/four $(RESULTS)/personas/greedy $(RESULTS)/personas/best-of \
+	@$(BIN)/tagpr-eval tables $(RESULTS)/personas/four $(RESULTS)/personas/greedy $(RESULTS)/personas/best-of --reference greedy \
 		--output $(RESULTS)/tables/best-of
 
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
