@@ -22,7 +22,11 @@ def main() -> None:
         if group.task.name != options.task:
             continue
         cells = [cell for cell in group.cells if cell.control is None]
-        rule = next(cell.frame for cell in cells if cell.rule == "knn")
+        rule = next((cell.frame for cell in cells if cell.rule == "knn"), None)
+        if rule is None:
+            parser.error(
+                f"no knn among the models of {', '.join(map(str, options.run))}; evaluate them with --model knn"
+            )
         nearest = rule.select("example_id", said="parsed_label", near=pl.col("parsed_value") == 1)
         print(f"{'model':32} {'setting':18} agrees  where it is right  where it is wrong")
         for cell in cells:

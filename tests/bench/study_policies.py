@@ -47,7 +47,7 @@ def main() -> None:
         found: dict[str, list[float]] = defaultdict(list)
         profiles = Profiles(dataset)
         for example in dataset.examples(split):
-            if example.task != task.name or not (items := profiles.items(example)):
+            if example.task != task.name or example.output is None or not (items := profiles.items(example)):
                 continue
             order = rank("bm25", example.input, [retrieval_text(item) for item in items])[: options.k]
             shown = [visible_item(task, items[position], prompt) for position in order]
@@ -76,7 +76,7 @@ def _labels(task: Task, words: LabelWords) -> Callable[[Example, str, Sequence[P
         said = {
             "a shown item has the gold": example.output if example.output in labels else None,
             "nearest item": labels[0],
-            "newest item of those shown": max(shown, key=lambda item: item.date or "").label,
+            "newest item of those shown": _newest(shown).label,
             "first that ends as the input, else nearest": (same_end + labels)[0],
         }
         for teacher in teachers:
@@ -91,16 +91,17 @@ def _lines(task: Task) -> Callable[[Example, str, Sequence[ProfileItem]], Scores
     tagset, teacher = load_tagset(), ScriptedTeacher(hindsight=False)
 
     def score(example: Example, query: str, shown: Sequence[ProfileItem]) -> Scores:
-        gold, lines = example.output, [item.title or item.text for item in shown]
+        gold, lines = example.output or "", [item.title or item.text for item in shown]
         prefixes = [prefix_of(line) for line in lines]
         named = [prefix for prefix in prefixes if prefix]
-        near, newest = (named or [""])[0], prefix_of(_newest(shown))
+        newest_line = _newest(shown).title or _newest(shown).text
+        near, newest = (named or [""])[0], prefix_of(newest_line)
         commonest = max(Counter(prefixes).items(), key=lambda pair: (pair[1], -prefixes.index(pair[0])))[0]
         first = re.split(r"(?<=[.!?])\s", query.strip(), maxsplit=1)[0].rstrip(".!?… ").split()
         assignment = Assignment(task, query, tuple(shown), (), None, Sampling(), derived_seed(0, example.id))
         written = {
             "nearest item": lines[0],
-            "newest item of those shown": _newest(shown),
+            "newest item of those shown": newest_line,
             "the message's first 10 words": " ".join(first[:10]),
             "nearest prefix + first 8 words": near + " ".join(first[:8]),
             "nearest prefix + first 10 words": near + " ".join(first[:10]),
@@ -122,9 +123,8 @@ def _lines(task: Task) -> Callable[[Example, str, Sequence[ProfileItem]], Scores
     return score
 
 
-def _newest(shown: Sequence[ProfileItem]) -> str:
-    item = max(shown, key=lambda item: item.date or "")
-    return item.title or item.text
+def _newest(shown: Sequence[ProfileItem]) -> ProfileItem:
+    return max(shown, key=lambda item: item.date or "")
 
 
 def prefix_of(line: str) -> str:
