@@ -247,6 +247,32 @@ def test_the_gate_of_traces_is_refused_where_the_prompt_asks_for_no_tags() -> No
         )
 
 
+def test_the_gate_of_answers_pays_an_answer_and_nothing_that_reasons() -> None:
+    bare = RewardWeights(format_gate="answer", tags=0.0, personal=0.0)
+    paid = {"warm": 1.0, " warm\n": 1.0, "cold": 0.0, "": 0.0, " \u200b": 0.0, HONEST: 0.0, "</think>\nwarm": 0.0}
+    for completion, total in paid.items():
+        reward = composite(TASK, completion, "warm", ITEMS, PROMPT, TAGSET, bare)
+        assert reward.total == total, completion
+        assert reward.gate_open == (completion.strip() in ("warm", "cold"))
+
+
+@pytest.mark.parametrize(
+    ("gate", "style", "tags", "said"),
+    [
+        ("answer", "trace", 0.0, "ask for different things"),
+        ("block", "direct", 0.0, "ask for different things"),
+        ("answer", "direct", 0.3, "asks for no tags"),
+    ],
+)
+def test_gate_and_prompt_that_ask_for_different_things_are_refused(
+    gate: str, style: str, tags: float, said: str
+) -> None:
+    config = {"dataset": "d", "output": "o", "model": "m", "stage": "guided", "steps": 1}
+    rewards = {"format_gate": gate, "tags": tags, "personal": 0.0}
+    with pytest.raises(ValueError, match=said):
+        Rl.model_validate(config | {"rewards": rewards, "prompt": {"style": style}})
+
+
 @pytest.mark.parametrize("name", ["no think block", "an unclosed think block", "two think blocks"])
 def test_a_shut_gate_gives_nothing_at_all(name: str) -> None:
     reward = score(CHEATS[name], personal=5.0)

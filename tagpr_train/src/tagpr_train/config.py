@@ -358,6 +358,13 @@ class Rl(Config):
                 f'rewards.format_gate = "trace" asks for tags, prompt.style = {self.prompt.style!r} for none; '
                 'take "block"'
             )
+        if (self.rewards.format_gate == "answer") != (self.prompt.style == "direct"):
+            raise ValueError(
+                f"rewards.format_gate = {self.rewards.format_gate!r} and prompt.style = {self.prompt.style!r} ask for "
+                'different things: "answer" goes with "direct", the others with a style that asks for a think block'
+            )
+        if self.prompt.style == "direct" and self.weights.tags > 0:
+            raise ValueError('rewards.tags > 0, but prompt.style = "direct" asks for no tags; set rewards.tags = 0')
         return self
 
 

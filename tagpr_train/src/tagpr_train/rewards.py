@@ -2,9 +2,9 @@
 
 Every component lies in [0, 1]; R in [0, α+β+γ]. A completion whose think block is not closed, or that has no answer
 after it, gets R = 0 whatever its components (the format gate; `format_gate = "trace"` asks for every rule of the tag
-grammar). *answer* is the benchmark's own metric for one sample, so what RL maximises is what evaluation reports. The
-paper names the three terms (its eq. 5) but not their form or weights, as far as is public: form, gates, penalties and
-default weights are ours.
+grammar, `"answer"` for an answer without any reasoning). *answer* is the benchmark's own metric for one sample, so what
+RL maximises is what evaluation reports. The paper names the three terms (its eq. 5) but not their form or weights, as
+far as is public: form, gates, penalties and default weights are ours.
 
 The tags component is 0 when a hard rule of the grammar is broken, else 1 minus penalties, each in [0, 1] before its
 weight: repetition (words that repeat an earlier 4-gram of the trace; steps beyond the second of one tag), copying
@@ -42,15 +42,16 @@ _PLAIN_RATING = re.compile(r"[+-]?\d{1,6}(\.\d{1,6})?", re.ASCII)
 _LOOK_ALIKES = str.maketrans("авеікмнорстухԁһјѕοαενρυχ", "abeikmhopctyxdhjsoaevpyx")
 
 
-FormatGate = Literal["block", "trace"]
+FormatGate = Literal["block", "trace", "answer"]
 
 
 class RewardWeights(Config):
     """Weights of the three components and of the penalties inside `tags`, and the gate before them; for one stage."""
 
     format_gate: FormatGate = "block"
-    """What a completion must have to earn anything: a closed think block with an answer after it (`block`), or a trace
-    that breaks no rule of the tag grammar (`trace`), without which nothing keeps the tags once their weight is 0."""
+    """What a completion must have to earn anything: a closed think block with an answer after it (`block`), a trace
+    that breaks no rule of the tag grammar (`trace`), without which nothing keeps the tags once their weight is 0, or an
+    answer and no think block (`answer`), for models that do not reason: the control of what reasoning adds."""
     answer: float = Field(default=1.0, ge=0)
     """α, the task metric."""
     tags: float = Field(default=0.3, ge=0)
@@ -125,9 +126,12 @@ def composite(
 
 def is_gate_open(completion: str, parsed: tags.Parsed, gate: FormatGate = "block") -> bool:
     """Whether there is exactly one think block, closed, and an answer free of markup after it; for the gate `trace`,
-    whether no rule of the grammar is broken at all."""
+    whether no rule of the grammar is broken at all; for the gate `answer`, whether something visible is said and no
+    think block is opened or closed."""
     if gate == "trace":
         return not parsed.violations
+    if gate == "answer":
+        return "<think>" not in completion and "</think>" not in completion and tags.shows(parsed.answer)
     shut = {"no-think", "unclosed-think", "several-think", "empty-answer", "tag-in-answer", "text-before-think"}
     return completion.count("<think>") == 1 and not any(violation.code in shut for violation in parsed.violations)
 
