@@ -60,6 +60,15 @@ def test_the_majority_of_texts_shares_most_with_the_others():
     assert choice.most_agreed(NOTE, ["x y", "a b c d", "a b c", "b c d"]) == 1
 
 
+def test_the_truest_traces_vote_and_a_broken_one_only_where_all_are():
+    answers = ["red", "blue", "blue", "green"]
+    assert choice.most_grounded(COLOUR, answers, [(True, 1.0), (True, 0.5), (True, 0.5), (False, 1.0)]) == 0
+    assert choice.most_grounded(COLOUR, answers, [(True, 0.5), (True, 0.5), (True, 0.5), (False, 1.0)]) == 1
+    assert choice.most_grounded(COLOUR, answers, [(False, 0.0), (False, 0.1), (False, 0.0), (False, 0.1)]) == 1
+    assert choice.most_grounded(COLOUR, [None, "blue"], [(True, 1.0), (False, 0.0)]) == 1
+    assert choice.most_grounded(COLOUR, [None, None], [(True, 1.0), (True, 1.0)]) == 0
+
+
 def test_a_score_decides_only_among_completions_with_an_answer():
     assert choice.best_scored(["red", None, "blue"], [0.1, 9.0, 0.2]) == 2
     assert choice.best_scored([None, None], [0.1, 9.0]) == 0
@@ -137,6 +146,49 @@ def test_choices_are_models_in_the_cells_they_were_chosen_in(sampled, tmp_path):
     assert (tmp_path / "again/predictions.parquet").read_bytes() == (tmp_path / "best/predictions.parquet").read_bytes()
     with pytest.raises(InputError, match="models is"):
         best_of(opened, tmp_path / "best", ["majority"], [4])
+
+
+FALSE, TRUE, BROKEN, BARE = (
+    f"<think>\n<examine_examples>{said}</examine_examples>\n<infer_preference>It is liked.</{tag}>\n</think>\n{answer}"
+    for said, tag, answer in (
+        ('[P1] is "no such label".', "infer_preference", "red"),  # exists, but the label does not hold: 1 of 2
+        ("[P1] was looked at.", "infer_preference", "blue"),
+        ("[P1] was looked at.", "examine_examples", "green"),
+        ("They were looked at.", "examine_examples", "green"),
+    )
+)
+
+
+def test_a_run_is_chosen_from_by_the_truth_of_its_claims(toy_data, server_class, tmp_path):
+    server = server_class()
+
+    def answer(request, body, treatment):
+        text = (FALSE, TRUE, BROKEN, BARE)[int(sha256_text(json.dumps(body))[:4], 16) % 4]
+        type(server).answer(
+            server, request, body, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+        )
+
+    server.answer = answer
+    settings = EvaluationConfig(
+        dataset=str(toy_data), tasks=("colour",), models=("m=openai:tiny",), retrievers=("bm25",), k=(0, 2),
+        styles=("trace",), samples=3, sampling=DRAWN, server={"base_url": server.url},
+    )  # fmt: skip
+    evaluate(settings, tmp_path / "run", score=only_ask)
+    server.stop()
+    best_of(SampledRun(tmp_path / "run"), tmp_path / "best", ["grounded"])
+    drawn = {}
+    for row in read_records(tmp_path / "run/samples.parquet", SampledAnswer):
+        drawn.setdefault((row.example_id, row.k), []).append(row.text)
+    chosen = read_records(tmp_path / "best/predictions.parquet", Prediction)
+    with_items = [row for row in chosen if row.item_ids]
+    assert {row.model for row in chosen} == {"m@best3-grounded"} and len(with_items) > 10
+    order = (TRUE, FALSE, BROKEN, BARE)  # by claims that hold: 1, 1/2 of a valid trace; broken ones: 1, none
+    assert {row.text for row in with_items} > {TRUE, FALSE}
+    for row in with_items:
+        assert row.text == min(drawn[row.example_id, row.k], key=order.index)
+    report = load_runs([tmp_path / "best"])
+    (command,) = origin(report).commands
+    assert command.startswith("tagpr-eval best-of run --by grounded --n=3 --output")
 
 
 def test_a_report_reads_choices_as_models_and_the_oracle_as_a_rule(sampled, tmp_path):
@@ -308,7 +360,11 @@ def test_the_command_says_what_is_missing(sampled, toy_data, tmp_path):
     for options, message in (
         ((folder, "--by", "prmu", "--output", tmp_path / "x"), "give either --prmu http"),
         ((folder, "--n", 5, "--output", tmp_path / "x"), "has 4 samples to a question"),
-        ((folder, "--by", "vote", "--output", tmp_path / "x"), "'vote' is unknown; known: majority, prmu, oracle"),
+        (
+            (folder, "--by", "vote", "--output", tmp_path / "x"),
+            "'vote' is unknown; known: majority, grounded, prmu, oracle",
+        ),
+        ((folder, "--by", "grounded", "--output", tmp_path / "x"), "m was asked in style 'direct'"),
         ((folder,), "--output is missing"),
         ((tmp_path / "best", "--output", tmp_path / "x"), "one answer to each question"),
         ((folder, "--output", toy_data), "is no run folder and not empty"),

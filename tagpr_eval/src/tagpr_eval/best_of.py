@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tagpr_data import answers, pairs
+from tagpr_data import answers, pairs, tags
 from tagpr_data.data_source import find_dataset
 from tagpr_data.dataset import Dataset
 from tagpr_data.errors import CheckFailed, InputError, shorten
@@ -43,12 +43,14 @@ from tagpr_data.tables import (
     write_text,
 )
 from tagpr_data.tags import load_tagset
-from tagpr_eval.choice import Rule, best_known, best_scored, most_agreed
+from tagpr_eval.cells import own_tagsets, tagset_of
+from tagpr_eval.choice import Rule, best_known, best_scored, most_agreed, most_grounded
 from tagpr_eval.config import EvaluationConfig
 from tagpr_eval.grid import Prompter
 from tagpr_eval.meter import Meter, NoMeter
 from tagpr_eval.models import parse_spec
 from tagpr_eval.run import PREDICTION_KEY, PREDICTIONS, SAMPLES, begin, cell_of, cell_result
+from tagpr_eval.sample_scores import gather_evidence
 
 SCORES = "scores.jsonl"
 BATCH = 256
@@ -121,6 +123,26 @@ class SampledRun:
         """Give the task of an answer."""
         return self.dataset.task(row.task)
 
+    def truths(self) -> dict[SampledAnswer, tuple[bool, float]]:
+        """Say of every completion whether it breaks no rule of the grammar, and the share of its checkable claims that
+        hold; InputError for a cell whose style asks for no trace."""
+        rows = list(itertools.chain.from_iterable(self.questions))
+        if untagged := next((row for row in rows if not row.style.startswith("trace")), None):
+            raise InputError(
+                f"rule grounded reads the claims of traces; {untagged.model} was asked in style {untagged.style!r}"
+            )
+        evidence = gather_evidence(self.dataset, frame_from_records(rows, SampledAnswer))
+        shared, own = tagset_of([self.manifest]), own_tagsets(self.manifest)
+        found: dict[SampledAnswer, tuple[bool, float]] = {}
+        for row in rows:
+            items = evidence.prompt_items(row.profile_id, row.item_ids)
+            if items is None:
+                raise CheckFailed(f"{self.folder}: {self.dataset.folder} lacks items shown for {row.example_id}")
+            parsed = tags.parse(row.text, own.get(row.model, shared), k=len(items))
+            claims = tags.ground(parsed.steps, items, evidence.examples[row.example_id].date)
+            found[row] = parsed.is_valid, sum(claim.holds for claim in claims) / max(len(claims), 1)
+        return found
+
     def requests(self) -> list[Request]:
         """Give every distinct completion with the person it is to be scored for."""
         tasks = self.config.tasks or [task.name for task in self.dataset.manifest.tasks]
@@ -188,8 +210,9 @@ def best_of(
                 by_key = _served(prmu, wanted, output, meter or NoMeter())
             elif scores is not None:
                 by_key = _from_file(scores, wanted)
+        truths = run.truths() if "grounded" in rules else {}
         chosen = [
-            _chosen(run.task(samples[0]), samples[:n], rule, names[samples[0].model, n, rule], by_key)
+            _chosen(run.task(samples[0]), samples[:n], rule, names[samples[0].model, n, rule], by_key, truths)
             for samples in run.questions
             for n in numbers
             for rule in rules
@@ -218,11 +241,18 @@ def score_key(row: Prediction) -> str:
 
 
 def _chosen(
-    task: Task, samples: Sequence[SampledAnswer], rule: Rule, name: str, scores: Mapping[str, float]
+    task: Task,
+    samples: Sequence[SampledAnswer],
+    rule: Rule,
+    name: str,
+    scores: Mapping[str, float],
+    truths: Mapping[SampledAnswer, tuple[bool, float]],
 ) -> Prediction:
     found = [answers.parsed(row.text, task).answer for row in samples]
     if rule == "majority":
         place = most_agreed(task, found)
+    elif rule == "grounded":
+        place = most_grounded(task, found, [truths[row] for row in samples])
     elif rule == "prmu":
         place = best_scored(found, [scores[score_key(row)] for row in samples])
     else:

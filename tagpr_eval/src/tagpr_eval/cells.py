@@ -7,7 +7,7 @@ same resamples of users. Price: scoring, about 0.2 ms a prediction; a metric is 
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -246,7 +246,9 @@ def make_groups(runs: Sequence[Run], is_joined: bool = False) -> list[Group]:
             sample_scores.gather_evidence(run.dataset, run.predictions) if run.dataset else sample_scores.Evidence()
         )
         tasks = run.tasks()
-        frame = sample_scores.score(run.predictions, tasks, tagset_of([run]), evidence, _own_tagsets(run))
+        frame = sample_scores.score(
+            run.predictions, tasks, tagset_of([run.manifest]), evidence, own_tagsets(run.manifest)
+        )
         keys = ("task", "model", "retriever", "k", "style", "protocol")
         for (task, model, retriever, k, style, protocol), part in frame.group_by(keys, maintain_order=True):
             is_shared = homes[str(model), str(task), run.setting("split"), run.data_hash] > 1
@@ -379,15 +381,15 @@ def _dataset(folder: Path, manifest: RunManifest, instead: Path | None) -> Datas
     return dataset
 
 
-def tagset_of(runs: Sequence[Run]) -> TagSet:
+def tagset_of(manifests: Iterable[RunManifest]) -> TagSet:
     """Give the tag set the runs name; the shipped one where they name none or its file has gone."""
-    found = (_tagset(run.manifest.config.get("tagset")) for run in runs)
+    found = (_tagset(manifest.config.get("tagset")) for manifest in manifests)
     return next((tagset for tagset in found if tagset is not None), None) or load_tagset()
 
 
-def _own_tagsets(run: Run) -> dict[str, TagSet]:
-    """The tag sets of models that were asked by another one than the run's."""
-    own: dict[str, dict[str, object]] = run.manifest.config.get("per_model", {})
+def own_tagsets(manifest: RunManifest) -> dict[str, TagSet]:
+    """Give the tag sets of models that were asked by another one than the run's."""
+    own: dict[str, dict[str, object]] = manifest.config.get("per_model", {})
     found = {name: _tagset(options.get("tagset")) for name, options in own.items()}
     return {name: tagset for name, tagset in found.items() if tagset is not None}
 

@@ -1,8 +1,10 @@
-"""One of several answers to a question, by one of three rules. Pure; definitions ours.
+"""One of several answers to a question, by one of four rules. Pure; definitions ours.
 
     majority   the answer most like the others by the task's own metric: the most frequent label, a rating in their
                middle, the text that shares most with the rest (for labels self-consistency, arXiv 2203.11171; for the
                other kinds the same idea, known as minimum Bayes risk)
+    grounded   of the traces that break no rule, those of whose checkable claims about shown items most hold
+               (`tags.ground`; no claim counts as none that holds), and the majority among these. It knows no gold
     prmu       the answer whose completion a reward model with user embeddings scores highest
     oracle     the best answer by the gold: what no rule can beat, an upper bound and no result
 
@@ -15,8 +17,8 @@ from typing import Literal
 from tagpr_data.lamp.metrics import reward
 from tagpr_data.records import Task
 
-Rule = Literal["majority", "prmu", "oracle"]
-RULES: tuple[Rule, ...] = ("majority", "prmu", "oracle")
+Rule = Literal["majority", "grounded", "prmu", "oracle"]
+RULES: tuple[Rule, ...] = ("majority", "grounded", "prmu", "oracle")
 
 
 def most_agreed(task: Task, answers: Sequence[str | None]) -> int:
@@ -26,6 +28,13 @@ def most_agreed(task: Task, answers: Sequence[str | None]) -> int:
     return _best(
         [None if answer is None else sum(reward(task, answer, other) for other in given) for answer in answers]
     )
+
+
+def most_grounded(task: Task, answers: Sequence[str | None], truths: Sequence[tuple[bool, float]]) -> int:
+    """Give the place of the majority's answer among the truest traces; `truths` say of each whether it breaks no rule,
+    and the share of its claims that hold."""
+    most = max((truth for answer, truth in zip(answers, truths, strict=True) if answer is not None), default=None)
+    return most_agreed(task, [answer if truth == most else None for answer, truth in zip(answers, truths, strict=True)])
 
 
 def best_scored(answers: Sequence[str | None], scores: Sequence[float]) -> int:

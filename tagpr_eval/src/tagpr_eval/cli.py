@@ -153,7 +153,8 @@ def best_of_command(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Finished run with --samples above 1.")],
     output: Annotated[Path | None, typer.Option(help="Run folder to write, for `report` and `compare`.")] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="majority, prmu or oracle (an upper bound: it knows the gold). Repeatable.")
+        list[str] | None,
+        typer.Option(help="majority, grounded, prmu or oracle (an upper bound: it knows the gold). Repeatable."),
     ] = None,
     n: Annotated[list[int] | None, typer.Option(help="Choose among the first n samples; default: all.", min=2)] = None,
     prmu: Annotated[str | None, typer.Option(help="Address of `tagpr-train serve-prmu`.")] = None,
@@ -163,7 +164,7 @@ def best_of_command(
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Data set folder, where it has moved.")] = None,
 ) -> None:
-    """Choose one of several answers to each question: by majority, by a PRMU, or by the gold as upper bound.
+    """Choose one of several answers to each question: by majority, by its claims' truth, by a PRMU or the gold.
 
     Writes a run whose models are named like sft@best4-prmu. Example: tagpr-eval best-of runs/eval --by majority
     --by prmu --prmu http://127.0.0.1:8700 --output runs/eval-best"""

@@ -86,7 +86,7 @@ def build(
                 for group in groups
                 for cell in group.cells
             ],
-            tagset_of(runs).names,
+            tagset_of(run.manifest for run in runs).names,
             max_samples,
         ),
     )
