@@ -108,8 +108,10 @@ RESULTS ?= results
 SEEDS ?= 0,1,2
 EXAMPLES ?= 32
 VARIANTS := --only whole --only sft-only
+LONGER = $(RESULTS)/xorg/whole-144-steps/seed0
 CURVES = --set dataset=$(RESULTS)/xorg/dataset --set examples=$(EXAMPLES) \
-	--set 'models=["base=hf:$(RESULTS)/xorg/base-model","final=hf:$(RESULTS)/xorg/exploratory/model","knn"]'
+	--set 'models=["base=hf:$(RESULTS)/xorg/base-model","exploratory-144-steps=hf:$(LONGER)/exploratory/model","knn"]' \
+	--set 'tasks=["xorg-component"]'
 results: .venv/.installed  ## Repeat tables of the README: real and synthetic users, seeds, curves, best of four.
 	@echo "[1/7] real users: data set, corpus, pairs"
 	@$(BIN)/tagpr-data construct xorg --output $(RESULTS)/xorg/dataset
@@ -179,11 +181,21 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --jobs 2 --no-evaluate
 	@sed 's,runs/xorg,$(RESULTS)/xorg,' tagpr_eval/configs/xorg_stages.toml > $(RESULTS)/xorg/stages.toml
 	@$(BIN)/tagpr-eval ablate $(RESULTS)/xorg/stages.toml --output $(RESULTS)/xorg/all
-	@echo "[2/7] real users: answers written against likeliest labels; faithfulness by intervention"
+	@echo "[2/7] real users: the best of four; answers written against likeliest labels; faithfulness by intervention"
+	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/xorg/dataset --output $(RESULTS)/xorg/four --task xorg-component \
+		--model drafts=hf:$(LONGER)/exploratory/model --style trace --item-words 22 --input-words 50 \
+		--max-new-tokens 224 --k 4 --samples 4 --temperature 1
+	@$(BIN)/tagpr-eval best-of $(RESULTS)/xorg/four --output $(RESULTS)/xorg/best-of \
+		--requests $(RESULTS)/xorg/requests.jsonl
+	@$(BIN)/tagpr-train score --prmu $(RESULTS)/xorg/prmu/prmu --input $(RESULTS)/xorg/requests.jsonl \
+		--output $(RESULTS)/xorg/scores.jsonl
+	@$(BIN)/tagpr-eval best-of $(RESULTS)/xorg/four --output $(RESULTS)/xorg/best-of \
+		--by majority --by grounded --by prmu --by oracle --scores $(RESULTS)/xorg/scores.jsonl
 	@$(BIN)/tagpr-eval run --dataset $(RESULTS)/xorg/dataset --output $(RESULTS)/xorg/likelihood --task xorg-component \
-		--model base=hf:$(RESULTS)/xorg/base-model --model answer-only=hf:$(RESULTS)/xorg/answer-only/seed0/sft/model \
+		--model base=hf:$(RESULTS)/xorg/base-model \
+		--model answer-only-144-steps=hf:$(RESULTS)/xorg/answer-only-144-steps/seed0/sft/model \
 		--style direct --item-words 22 --input-words 50 --max-new-tokens 24 --protocol generation --protocol log-likelihood
-	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model sft --examples 24 \
+	@$(BIN)/tagpr-eval faithfulness $(RESULTS)/xorg/all --model exploratory-144-steps --examples 24 \
 		--cell xorg-component.bm25.k4.trace.seed0
 	@echo "[3/7] real users: curves over profile length, then over retrievers"
 	@$(BIN)/tagpr-eval ablate tagpr_eval/configs/xorg_grid.toml --output $(RESULTS)/xorg/lengths $(CURVES) \
@@ -214,6 +226,8 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 	@echo "[7/7] tables"
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference base --output $(RESULTS)/tables/xorg-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference knn --output $(RESULTS)/tables/xorg-all-nearest
+	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all $(RESULTS)/xorg/four $(RESULTS)/xorg/best-of \
+		--reference knn --output $(RESULTS)/tables/xorg-best-of
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/likelihood --reference base --output $(RESULTS)/tables/likelihood
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --reference base --k 4 \
 		--output $(RESULTS)/tables/xorg-curves
