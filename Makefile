@@ -176,7 +176,9 @@ results: .venv/.installed  ## Repeat tables of the README: real and synthetic us
 # What `make results` leaves out for want of time; it takes its folder over and adds to it. CORPUS is short for its corpus.
 CORPUS = $(RESULTS)/personas/corpus
 results-long: results  ## The rest of the tables: all test questions, every ablation, tag sets, weights, faithfulness.
-	@echo "[1/7] real users: SFT without tags and with other budgets, then every test question"
+	@echo "[1/7] real users: SFT without tags, with other budgets and of another teacher, then every test question"
+	@$(BIN)/tagpr-data build tagpr_data/configs/xorg.toml --set dataset=$(RESULTS)/xorg/dataset \
+		--set output=$(RESULTS)/xorg/corpus-pairs --set teacher.patterns=pairs
 	@$(BIN)/tagpr-train ablate tagpr_train/configs/xorg-recipe.toml --set output=$(RESULTS)/xorg \
 		--set inputs.home=$(RESULTS)/xorg --set inputs.model=$(MODEL) --jobs 2 --no-evaluate
 	@sed 's,runs/xorg,$(RESULTS)/xorg,' tagpr_eval/configs/xorg_stages.toml > $(RESULTS)/xorg/stages.toml

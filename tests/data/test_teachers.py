@@ -1,6 +1,7 @@
 import asyncio
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,10 +38,11 @@ profiles = st.lists(st.tuples(lines, lines, st.sampled_from(LABELS) | st.none())
 )
 
 
+@pytest.mark.parametrize("patterns", ["counts", "pairs"])
 @given(profile=profiles, query=lines, gold=st.sampled_from(LABELS), seed=st.integers(0, 2**31))
 @settings(max_examples=150, deadline=None)
-def test_every_label_trace_is_valid_reaches_the_gold_and_claims_only_what_is_true(profile, query, gold, seed):
-    text = scripted_trace(COMPONENT, query, profile, gold, seed)
+def test_every_label_trace_is_valid_reaches_the_gold_and_claims_only_what_is_true(patterns, profile, query, gold, seed):
+    text = scripted_trace(COMPONENT, query, profile, gold, seed, patterns=patterns)
     parsed = parse(text, TAGSET, k=len(profile))
     assert parsed.violations == ()
     assert parsed.answer == gold
@@ -73,6 +75,22 @@ def test_labels_counts_and_evidence_are_stated_as_they_are():
     assert said["examine_examples"] == '[P1] is "glamor", [P2] is "exa", [P3] is "glamor".'
     assert said["identify_patterns"] == '[P1] and [P3] are "glamor", 2 of 3.'
     assert said["apply_preference"] == '[P1] shares "pixmap" and "upload" with the input and is "glamor".'
+
+
+def test_pairs_set_the_first_item_against_the_first_that_differs():
+    labels = {
+        "glamor exa exa": '[P1] is "glamor", X [P2] is "exa".',
+        "exa exa exa": '[P1] is "exa", and [P3] is "exa" X.',
+    }
+    for row, wanted in labels.items():
+        profile = [item(number, "drop hook", label) for number, label in enumerate(row.split())]
+        seen = set()
+        for seed in range(20):
+            text = scripted_trace(COMPONENT, "pixmap leak", profile, "exa", seed, patterns="pairs")
+            said = {step.tag: step.text for step in parse(text, TAGSET, k=3).steps}["identify_patterns"]
+            assert len(ground(parse(text, TAGSET, k=3).steps, profile, "2021")) > 4
+            seen.add(re.sub("but|while|too|as well", "X", said))
+        assert seen == {wanted}
 
 
 def test_a_gold_that_no_item_carries_is_admitted_instead_of_justified_by_an_item():

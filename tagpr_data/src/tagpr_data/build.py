@@ -64,7 +64,7 @@ from tagpr_data.tables import (
     write_text,
 )
 from tagpr_data.tags import TagSet, load_tagset
-from tagpr_data.teachers import Policy, ScriptedTeacher, ServedTeacher
+from tagpr_data.teachers import Patterns, Policy, ScriptedTeacher, ServedTeacher
 from tagpr_data.vllm_chat import VllmOptions, VllmServer
 from tagpr_data.weighing import LabelWords
 
@@ -144,6 +144,9 @@ class ScriptedTeacherConfig(Attempts):
     policy: Policy = "votes"
     """votes: a vote an item and a shared word. weighed: the places of the items, the words they alone share with the
     input and the words that training users' past items of a label have (`weighing.py`); shorter traces."""
+    patterns: Patterns = "counts"
+    """Under `votes`, what is said of how labels agree. counts: which items have the most frequent one, and how many.
+    pairs: the first item and the first that differs, each with its label, which small pupils learn to say truly."""
 
 
 class ServedTeacherConfig(ServerOptions, Attempts):
@@ -323,7 +326,7 @@ def teacher_plans(
             for attempt in range(attempts)
         )
         if isinstance(teacher, ScriptedTeacherConfig):
-            own = teacher.model_dump(include={"hindsight", "blind_attempts", "habit_share", "policy"})
+            own = teacher.model_dump(include={"hindsight", "blind_attempts", "habit_share", "policy", "patterns"})
             words = _label_words(config, dataset) if teacher.policy == "weighed" else {}
             plans.append(TeacherPlan(ScriptedTeacher(**own, words=words), samplings))
             continue

@@ -42,6 +42,9 @@ from tagpr_data.weighing import LabelWords, likeliest, weigh, weighed_trace, wor
 Policy = Literal["votes", "weighed"]
 """How the scripted teacher judges and writes; see `ScriptedTeacher.policy`."""
 
+Patterns = Literal["counts", "pairs"]
+"""What the scripted teacher says of how labels agree; see `ScriptedTeacher.patterns`."""
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -120,6 +123,10 @@ class ScriptedTeacher:
     """votes: a vote an item and a shared word, long traces. weighed: the score of `weighing.py`, short traces that end
     with what decided; of labels it knows the gold answer only where no item shows any, as what speaks against the
     evidence cannot be learned from it."""
+    patterns: Patterns = "counts"
+    """Under `votes`. counts: which items have the most frequent label, and how many they are: small pupils learn the
+    sentence and not the counting, and name items of other labels. pairs: the first item and the first that differs
+    from it, or the last where none does, each with its label: nothing is said that the step before does not show."""
     words: Mapping[str, LabelWords] = field(default_factory=dict[str, LabelWords])
     """Task → words of its labels, for `weighed`."""
 
@@ -128,6 +135,7 @@ class ScriptedTeacher:
         """Name in rows and manifest."""
         habit = f"-habit-{self.habit_share:g}" if self.habit_share else ""
         policy = "" if self.policy == "votes" else f"-{self.policy}"
+        policy += "" if self.patterns == "counts" else f"-{self.patterns}"
         return "scripted" + policy + _suffix(self.hindsight, self.blind_attempts) + habit
 
     @property
@@ -149,7 +157,9 @@ class ScriptedTeacher:
             words = self.words.get(task.name)
             text = weighed_scripted_trace(task, assignment.input, assignment.items, gold, assignment.seed, words)
         else:
-            text = scripted_trace(task, assignment.input, assignment.items, gold, assignment.seed, by_habit)
+            text = scripted_trace(
+                task, assignment.input, assignment.items, gold, assignment.seed, by_habit, self.patterns
+            )
         return Reply(text=text, finish_reason="stop")
 
     def stop(self) -> None:
@@ -233,10 +243,16 @@ _HINT = (
 
 
 def scripted_trace(
-    task: Task, input_text: str, items: Sequence[ProfileItem], gold: str | None, seed: int, by_habit: bool = False
+    task: Task,
+    input_text: str,
+    items: Sequence[ProfileItem],
+    gold: str | None,
+    seed: int,
+    by_habit: bool = False,
+    patterns: Patterns = "counts",
 ) -> str:
     """Give a tagged trace for one prompt: towards `gold`, or without it towards the teacher's own prediction, which
-    `by_habit` is the most frequent label (generation knows no such habit).
+    `by_habit` is the most frequent label (generation knows no such habit); `patterns` as in `ScriptedTeacher`.
 
     `items` and `input_text` are what the prompt shows. Deterministic in its arguments.
     """
@@ -244,7 +260,7 @@ def scripted_trace(
     if task.kind == "generation":
         steps, answer = _generation(task, input_text, items, gold, rng)
     else:
-        steps, answer = _classification(task, input_text, items, gold, rng, by_habit and gold is None)
+        steps, answer = _classification(task, input_text, items, gold, rng, by_habit and gold is None, patterns)
     return tags.render([Step(tag=tag, text=text) for tag, text in steps], answer)
 
 
@@ -279,7 +295,13 @@ _Steps = list[tuple[str, str]]
 
 
 def _classification(
-    task: Task, query: str, items: Sequence[ProfileItem], gold: str | None, rng: random.Random, by_habit: bool
+    task: Task,
+    query: str,
+    items: Sequence[ProfileItem],
+    gold: str | None,
+    rng: random.Random,
+    by_habit: bool,
+    patterns: Patterns,
 ) -> tuple[_Steps, str]:
     shared = shared_words(query, items)
     answer = gold if gold is not None else _predicted_label(task, query, items, shared)
@@ -301,7 +323,8 @@ def _classification(
 
     steps: _Steps = [("examine_examples", ", ".join(f'[P{n}] is "{label}"' for n, label in labels.items()) + ".")]
     if len(labels) > 1:
-        steps.append(("identify_patterns", _agreement(labels, counts, rng)))
+        said = _agreement(labels, counts, rng) if patterns == "counts" else _first_pair(labels, rng)
+        steps.append(("identify_patterns", said))
     decided = usual == answer and (usual_count > len(labels) - usual_count or len(counts) == 1)
     if by_habit:
         steps.append(("infer_preference", f"This user leans to {answer}."))
@@ -405,6 +428,15 @@ def _agreement(labels: dict[int, str], counts: Counter[str], rng: random.Random)
     if usual_count == 1:
         return f"{rng.choice(('No two agree', 'All differ'))}: {citing_range(list(labels))}."
     return f'{citing(numbers)} are "{usual}", {usual_count} of {len(labels)}.'
+
+
+def _first_pair(labels: dict[int, str], rng: random.Random) -> str:
+    first, *others = labels
+    other = next((number for number in others if labels[number] != labels[first]), None)
+    said = f'[P{first}] is "{labels[first]}"'
+    if other is None:
+        return f'{said}, and [P{others[-1]}] is "{labels[first]}" {rng.choice(("too", "as well"))}.'
+    return f'{said}, {rng.choice(("but", "while"))} [P{other}] is "{labels[other]}".'
 
 
 def _support(number: int, evidence: Sequence[tuple[str, str]], answer: str, otherwise: str) -> str:
