@@ -229,7 +229,7 @@ results-long: results  ## The rest of the tables: all test questions, every abla
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference base --output $(RESULTS)/tables/xorg-all
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all --reference knn --output $(RESULTS)/tables/xorg-all-nearest
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/all $(RESULTS)/xorg/four $(RESULTS)/xorg/best-of \
-		--reference knn --output $(RESULTS)/tables/xorg-best-of
+		--reference knn --output $(RESULTS)/tables/xorg-final
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/likelihood --reference base --output $(RESULTS)/tables/likelihood
 	@$(BIN)/tagpr-eval tables $(RESULTS)/xorg/lengths $(RESULTS)/xorg/retrievers --reference base --k 4 \
 		--output $(RESULTS)/tables/xorg-curves
