@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagpr_data.build import ScriptedTeacherConfig
 from tagpr_data.phrases import telling_span
 from tagpr_data.records import ProfileItem, Sampling, Task
 from tagpr_data.tags import ground, load_tagset, parse
@@ -91,6 +92,12 @@ def test_pairs_set_the_first_item_against_the_first_that_differs():
             assert len(ground(parse(text, TAGSET, k=3).steps, profile, "2021")) > 4
             seen.add(re.sub("but|while|too|as well", "X", said))
         assert seen == {wanted}
+
+
+def test_pairs_are_refused_where_the_policy_knows_no_such_choice():
+    assert ScriptedTeacherConfig(patterns="pairs").patterns == "pairs"
+    with pytest.raises(ValueError, match="is for policy"):
+        ScriptedTeacherConfig(policy="weighed", patterns="pairs")
 
 
 def test_a_gold_that_no_item_carries_is_admitted_instead_of_justified_by_an_item():

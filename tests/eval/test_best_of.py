@@ -12,6 +12,7 @@ from tagpr_data.errors import CheckFailed, InputError
 from tagpr_data.prmu_client import RemotePRMU
 from tagpr_data.records import Prediction, RunManifest, SampledAnswer, Task
 from tagpr_data.tables import read_json, read_records, sha256_text
+from tagpr_data.tags import TAGSETS
 from tagpr_eval import choice
 from tagpr_eval.best_of import SampledRun, best_of, score_key, write_requests
 from tagpr_eval.cells import load_runs, make_groups
@@ -186,9 +187,32 @@ def test_a_run_is_chosen_from_by_the_truth_of_its_claims(toy_data, server_class,
     assert {row.text for row in with_items} > {TRUE, FALSE}
     for row in with_items:
         assert row.text == min(drawn[row.example_id, row.k], key=order.index)
-    report = load_runs([tmp_path / "best"])
-    (command,) = origin(report).commands
+    (command,) = origin(load_runs([tmp_path / "best"])).commands
     assert command.startswith("tagpr-eval best-of run --by grounded --n=3 --output")
+
+
+def test_choices_are_judged_by_the_tag_set_of_their_model_and_a_lost_one_is_refused(toy_data, server_class, tmp_path):
+    server = server_class()
+    own = TRUE.replace("examine_examples", "vorlem").replace("infer_preference", "bindu")
+    said = {"choices": [{"message": {"content": own}, "finish_reason": "stop"}]}
+    server.answer = lambda request, body, treatment: type(server).answer(server, request, body, said)
+    (tmp_path / "own.toml").write_bytes((TAGSETS / "tagpr-9-random.toml").read_bytes())
+    settings = EvaluationConfig(
+        dataset=str(toy_data), tasks=("colour",), models=("m=openai:tiny",), styles=("trace",), samples=2,
+        sampling=DRAWN, server={"base_url": server.url}, per_model={"m": {"tagset": str(tmp_path / "own.toml")}},
+    )  # fmt: skip
+    evaluate(settings, tmp_path / "run", score=only_ask)
+    server.stop()
+    best_of(SampledRun(tmp_path / "run"), tmp_path / "best", ["grounded"])
+    (group,) = make_groups(load_runs([tmp_path / "best"]))
+    shown = [cell for cell in group.cells if cell.k]
+    assert shown and all(
+        cell.frame.filter(cell.frame["item_ids"].list.len() > 0)["is_valid_trace"].all() for cell in shown
+    )
+    (tmp_path / "own.toml").unlink()
+    with pytest.raises(InputError, match="own"):
+        best_of(SampledRun(tmp_path / "run"), tmp_path / "lost", ["grounded"])
+    assert not (tmp_path / "lost").exists(), "refused before anything was written"
 
 
 def test_a_report_reads_choices_as_models_and_the_oracle_as_a_rule(sampled, tmp_path):

@@ -254,6 +254,10 @@ def test_the_gate_of_answers_pays_an_answer_and_nothing_that_reasons() -> None:
         reward = composite(TASK, completion, "warm", ITEMS, PROMPT, TAGSET, bare)
         assert reward.total == total, completion
         assert reward.gate_open == (completion.strip() in ("warm", "cold"))
+    titles = Task(name="titles", kind="generation", answer_form="a title", item_template="{title}")
+    for text in ("紅紅紅\nRed lamp", "<examine_examples>[P1]</examine_examples> Red lamp", "so: <think> Red lamp"):
+        assert not composite(titles, text, "Red lamp", ITEMS, PROMPT, TAGSET, bare).gate_open, text
+    assert composite(titles, "Red lamp\n", "Red lamp", ITEMS, PROMPT, TAGSET, bare).total == 1.0
 
 
 @pytest.mark.parametrize(
@@ -261,6 +265,7 @@ def test_the_gate_of_answers_pays_an_answer_and_nothing_that_reasons() -> None:
     [
         ("answer", "trace", 0.0, "ask for different things"),
         ("block", "direct", 0.0, "ask for different things"),
+        ("trace", "direct", 0.0, "ask for different things"),
         ("answer", "direct", 0.3, "asks for no tags"),
     ],
 )

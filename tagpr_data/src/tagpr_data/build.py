@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from tagpr_data import generate, select, validate
 from tagpr_data.budget import FREE, NO_LIMITS, Forecast, Limits, Price, read_prices
@@ -147,6 +147,12 @@ class ScriptedTeacherConfig(Attempts):
     patterns: Patterns = "counts"
     """Under `votes`, what is said of how labels agree. counts: which items have the most frequent one, and how many.
     pairs: the first item and the first that differs, each with its label, which small pupils learn to say truly."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.policy == "weighed" and self.patterns == "pairs":
+            raise ValueError('patterns = "pairs" is for policy = "votes"; the traces of "weighed" know no such choice')
+        return self
 
 
 class ServedTeacherConfig(ServerOptions, Attempts):

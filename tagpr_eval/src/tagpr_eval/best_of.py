@@ -43,7 +43,6 @@ from tagpr_data.tables import (
     write_text,
 )
 from tagpr_data.tags import load_tagset
-from tagpr_eval.cells import own_tagsets, tagset_of
 from tagpr_eval.choice import Rule, best_known, best_scored, most_agreed, most_grounded
 from tagpr_eval.config import EvaluationConfig
 from tagpr_eval.grid import Prompter
@@ -125,23 +124,28 @@ class SampledRun:
 
     def truths(self) -> dict[SampledAnswer, tuple[bool, float]]:
         """Say of every completion whether it breaks no rule of the grammar, and the share of its checkable claims that
-        hold; InputError for a cell whose style asks for no trace."""
+        hold; InputError for a cell whose style asks for no trace, or a tag set that has gone."""
         rows = list(itertools.chain.from_iterable(self.questions))
         if untagged := next((row for row in rows if not row.style.startswith("trace")), None):
             raise InputError(
                 f"rule grounded reads the claims of traces; {untagged.model} was asked in style {untagged.style!r}"
             )
         evidence = gather_evidence(self.dataset, frame_from_records(rows, SampledAnswer))
-        shared, own = tagset_of([self.manifest]), own_tagsets(self.manifest)
+        tagsets = {model: self._tagset(model) for model in {row.model for row in rows}}
         found: dict[SampledAnswer, tuple[bool, float]] = {}
         for row in rows:
             items = evidence.prompt_items(row.profile_id, row.item_ids)
             if items is None:
                 raise CheckFailed(f"{self.folder}: {self.dataset.folder} lacks items shown for {row.example_id}")
-            parsed = tags.parse(row.text, own.get(row.model, shared), k=len(items))
+            parsed = tags.parse(row.text, tagsets[row.model], k=len(items))
             claims = tags.ground(parsed.steps, items, evidence.examples[row.example_id].date)
             found[row] = parsed.is_valid, sum(claim.holds for claim in claims) / max(len(claims), 1)
         return found
+
+    def _tagset(self, model: str) -> tags.TagSet:
+        own = self.config.per_model.get(model)
+        named = (own.tagset if own else None) or self.config.tagset
+        return load_tagset(Path(named) if named else None)
 
     def requests(self) -> list[Request]:
         """Give every distinct completion with the person it is to be scored for."""
@@ -193,6 +197,7 @@ def best_of(
     if "prmu" in rules and (prmu is None) == (scores is None):
         raise InputError("rule prmu needs scores: give either --prmu http://… or --scores FILE")
     about = _about(prmu, scores) if "prmu" in rules else {}
+    truths = run.truths() if "grounded" in rules else {}  # refuses before anything is written
     names: dict[tuple[str, int, Rule], str] = {
         (row.model, n, rule): f"{row.model}@best{n}-{rule}"
         for row in (samples[0] for samples in run.questions)
@@ -210,7 +215,6 @@ def best_of(
                 by_key = _served(prmu, wanted, output, meter or NoMeter())
             elif scores is not None:
                 by_key = _from_file(scores, wanted)
-        truths = run.truths() if "grounded" in rules else {}
         chosen = [
             _chosen(run.task(samples[0]), samples[:n], rule, names[samples[0].model, n, rule], by_key, truths)
             for samples in run.questions
@@ -343,7 +347,9 @@ def _open(
         "n": sorted({n for _, n, _ in names}),
         "prmu": dict(about),
     }
-    config = run.manifest.config | {"models": models, "per_model": {}, "best_of": made}
+    own: Mapping[str, Any] = run.manifest.config.get("per_model", {})
+    per_model = {name: own[model] for (model, _, _), name in names.items() if model in own}
+    config = run.manifest.config | {"models": models, "per_model": per_model, "best_of": made}
     path = output / "run.json"
     if path.exists():
         found = read_json(path, RunManifest)

@@ -353,15 +353,15 @@ class Rl(Config):
             raise ValueError(f"eval_split is {self.eval_split!r}, as split is: what is learned on is not held out")
         if not any((self.weights.answer, self.weights.tags, self.weights.personal)):
             raise ValueError("all weights under [rewards] that count in this stage are 0: there is nothing to learn")
-        if self.rewards.format_gate == "trace" and self.prompt.style not in ("trace", "trace-explained"):
-            raise ValueError(
-                f'rewards.format_gate = "trace" asks for tags, prompt.style = {self.prompt.style!r} for none; '
-                'take "block"'
-            )
         if (self.rewards.format_gate == "answer") != (self.prompt.style == "direct"):
             raise ValueError(
                 f"rewards.format_gate = {self.rewards.format_gate!r} and prompt.style = {self.prompt.style!r} ask for "
                 'different things: "answer" goes with "direct", the others with a style that asks for a think block'
+            )
+        if self.rewards.format_gate == "trace" and self.prompt.style not in ("trace", "trace-explained"):
+            raise ValueError(
+                f'rewards.format_gate = "trace" asks for tags, prompt.style = {self.prompt.style!r} for none; '
+                'take "block"'
             )
         if self.prompt.style == "direct" and self.weights.tags > 0:
             raise ValueError('rewards.tags > 0, but prompt.style = "direct" asks for no tags; set rewards.tags = 0')

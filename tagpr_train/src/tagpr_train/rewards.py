@@ -51,7 +51,7 @@ class RewardWeights(Config):
     format_gate: FormatGate = "block"
     """What a completion must have to earn anything: a closed think block with an answer after it (`block`), a trace
     that breaks no rule of the tag grammar (`trace`), without which nothing keeps the tags once their weight is 0, or an
-    answer and no think block (`answer`), for models that do not reason: the control of what reasoning adds."""
+    answer of one line and no tag (`answer`), for models that do not reason: the control of what reasoning adds."""
     answer: float = Field(default=1.0, ge=0)
     """α, the task metric."""
     tags: float = Field(default=0.3, ge=0)
@@ -113,7 +113,7 @@ def composite(
     from tagpr_data.lamp import metrics  # numpy; the settings above are read by commands that must start fast
 
     parsed = tags.parse(completion, tagset, k=len(items))
-    gate_open = is_gate_open(completion, parsed, weights.format_gate)
+    gate_open = is_gate_open(completion, parsed, weights.format_gate, tagset.names)
     answer = metrics.reward(task, parsed.answer, gold) if gate_open else 0.0
     penalties = {} if parsed.violations else tag_penalties(parsed, items, prompt, weights, query_date)
     if penalties:
@@ -124,14 +124,16 @@ def composite(
     return Reward(total if gate_open else 0.0, answer, tag, personal, gate_open, penalties)
 
 
-def is_gate_open(completion: str, parsed: tags.Parsed, gate: FormatGate = "block") -> bool:
+def is_gate_open(completion: str, parsed: tags.Parsed, gate: FormatGate = "block", names: Sequence[str] = ()) -> bool:
     """Whether there is exactly one think block, closed, and an answer free of markup after it; for the gate `trace`,
-    whether no rule of the grammar is broken at all; for the gate `answer`, whether something visible is said and no
-    think block is opened or closed."""
+    whether no rule of the grammar is broken at all; for the gate `answer`, whether one line is all that is said, with
+    no mark of a think block or of the tags `names`, so that nothing can be reasoned before it."""
     if gate == "trace":
         return not parsed.violations
     if gate == "answer":
-        return "<think>" not in completion and "</think>" not in completion and tags.shows(parsed.answer)
+        marks = (f"<{slash}{name}>" for name in ("think", *names) for slash in ("", "/"))
+        is_one_line = len(completion.strip().splitlines()) == 1 and tags.shows(parsed.answer)
+        return is_one_line and not any(mark in completion for mark in marks)
     shut = {"no-think", "unclosed-think", "several-think", "empty-answer", "tag-in-answer", "text-before-think"}
     return completion.count("<think>") == 1 and not any(violation.code in shut for violation in parsed.violations)
 
